@@ -1,0 +1,78 @@
+"""The latent variable: posterior q(z | x_t, p_t), a sample of it, and its distance from the prior N(0, I)."""
+import torch
+from torch import Tensor, nn
+
+from modules.layers import DepthConvBlock, ResidualBlock
+
+# e^-10 .. e^10 as variance: wide enough never to bind in a healthy run, narrow enough that neither the standard
+# deviation (148 at most) nor the KL divergence (11,013 per value at most) of a wild first batch overflows.
+LOGVAR_RANGE = (-10.0, 10.0)
+
+
+class GaussianPredictor(nn.Sequential):
+    """Posterior parameters from the features of the frame that is to be predicted and of its pose.
+
+    (B, F_dim, H, W) and (B, L_dim, H, W) -> mu, logvar, each (B, N_dim, H, W). N_dim is a multiple of 4.
+    logvar is clamped to ``LOGVAR_RANGE`` here, so that the sample and the KL divergence use the same value.
+    """
+
+    def __init__(self, F_dim: int, L_dim: int, N_dim: int):
+        super().__init__(
+            ResidualBlock(F_dim + L_dim, N_dim // 4),
+            DepthConvBlock(N_dim // 4, N_dim // 4),
+            ResidualBlock(N_dim // 4, N_dim // 2),
+            DepthConvBlock(N_dim // 2, N_dim // 2),
+            ResidualBlock(N_dim // 2, N_dim),
+            nn.LeakyReLU(0.01),
+            nn.Conv2d(N_dim, 2 * N_dim, 1),
+        )
+
+    def forward(self, frame_features: Tensor, pose_features: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = torch.chunk(super().forward(torch.cat([frame_features, pose_features], dim=1)), 2, dim=1)
+        return mu, logvar.clamp(*LOGVAR_RANGE)
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """A sample of N(mu, e^logvar) through which the gradient flows (Kingma & Welling 2014, section 2.4).
+
+    Parameters
+    ----------
+    mu, logvar : any shape, the same for both.
+    noise : the same shape, drawn from N(0, I); drawn here from ``generator`` where it is None.
+    generator : source of the noise, on mu's device; None is torch's global generator.
+
+    Returns
+    -------
+    z = mu + exp(logvar / 2) * noise, the shape of mu.
+    """
+    if noise is None:
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+    return mu + torch.exp(0.5 * logvar) * noise
+
+
+def kl_divergence(mu: Tensor, logvar: Tensor, reduction: str = "sum") -> Tensor:
+    """KL(N(mu, e^logvar) || N(0, I)) in nats, averaged over the batch (Kingma & Welling 2014, appendix B).
+
+    -1/2 * sum(1 + logvar - mu^2 - e^logvar) over the latent map.
+
+    Parameters
+    ----------
+    mu, logvar : (B, ...): one latent map a row.
+    reduction : "sum" over the latent map, or "mean" over it (the sum divided by the map's size).
+
+    Returns
+    -------
+    A scalar, at least 0.
+
+    Raises
+    ------
+    ValueError : another reduction.
+    """
+    divergence = -0.5 * (1 + logvar - mu.square() - logvar.exp())
+    if reduction == "sum":
+        return divergence.flatten(1).sum(1).mean()
+    if reduction == "mean":
+        return divergence.mean()
+    raise ValueError(f'the KL reduction is "sum" or "mean", not "{reduction}"')
