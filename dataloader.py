@@ -1,0 +1,260 @@
+"""PNG folders -> uint8 frame store -> clips.
+
+The course's layout, DR being the dataset's root:
+    DR/train/train_img/N.png     DR/train/train_label/N.png    frames and their pose images
+    DR/val/val_img/N.png         DR/val/val_label/N.png
+    DR/test/test_img/K/0.png     DR/test/test_label/K/N.png    for sequence K: its first frame, all its poses
+A file's name is a number, with or without a prefix such as "frame". A jump in the numbers is a cut of the recording.
+"""
+import re
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import BadInput
+
+FRAME_NAME = re.compile(r"\D*(\d+)\.png", re.IGNORECASE)
+
+
+@dataclass
+class Recording:
+    """Frames and pose images of one recording, in the order of their numbers.
+
+    frames, labels : uint8 (N, 3, H, W); numbers : int64 (N,), strictly increasing.
+    """
+    frames: Tensor
+    labels: Tensor
+    numbers: Tensor
+
+    def first(self, count: int) -> "Recording":
+        return Recording(self.frames[:count], self.labels[:count], self.numbers[:count])
+
+
+@dataclass
+class TestSequence:
+    """A sequence to generate. first_frame: uint8 (3, H, W); labels: uint8 (T, 3, H, W), the first never used."""
+    name: str
+    first_frame: Tensor
+    labels: Tensor
+    numbers: list[int]
+
+
+def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
+    """The PNG files of a folder by their number, in numeric order. Hidden files and other file types are passed over.
+
+    ``flag`` is the flag that led to the folder, for the message.
+
+    Raises
+    ------
+    BadInput : no such folder, no PNG in it, a PNG without a number, or two with the same number.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such folder; point {flag} at data in the layout that the README shows")
+    frames: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() != ".png":
+            continue
+        match = FRAME_NAME.fullmatch(path.name)
+        if not match:
+            raise BadInput(f"{path}: the name is not a number with or without a prefix; rename or remove the file")
+        frame = int(match[1])
+        if frame in frames:
+            raise BadInput(f"{path}: {frames[frame].name} has the same number {frame}; remove one of the two")
+        frames[frame] = path
+    if not frames:
+        raise BadInput(f"{folder}: there is no PNG file in this folder; put the frames N.png there")
+    return dict(sorted(frames.items()))
+
+
+def read_image(path: Path, height: int, width: int) -> np.ndarray:
+    """One image file as uint8 (height, width, 3), resized as torchvision's Resize does it on a PIL image (bilinear).
+
+    Raises
+    ------
+    BadInput : the file is missing, no image, cut off, or claims an absurd size.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image = image.convert("RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadInput(f"{path}: it claims more than {Image.MAX_IMAGE_PIXELS:,} pixels; replace the file") from error
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: there is no such file; add it") from error
+    except UnidentifiedImageError as error:
+        raise BadInput(f"{path}: this is not an image; replace or remove the file") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{path}: the image is damaged or cut off ({error}); replace or remove the file") from error
+
+
+def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str) -> Tensor:
+    """Image files as uint8 (N, 3, height, width), decoded in parallel under a progress bar.
+
+    Raises
+    ------
+    BadInput : a file cannot be read; the message names it.
+    """
+    images = np.empty((len(paths), height, width, 3), np.uint8)
+
+    def read(index: int) -> None:
+        images[index] = read_image(paths[index], height, width)
+
+    # Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
+    pool = ThreadPoolExecutor(max(num_workers, 1))
+    try:
+        for _ in tqdm(pool.map(read, range(len(paths))), desc, len(paths), unit="image", leave=False):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def read_recording(root: Path, split: str, height: int, width: int, num_workers: int) -> Recording:
+    """The recording root/SPLIT/SPLIT_img with its poses in SPLIT_label ("train" or "val"), paired by number.
+
+    Raises
+    ------
+    BadInput : a folder is missing or empty, a frame lacks its pose or the reverse, or a file cannot be read.
+    """
+    frames = list_frames(root / split / f"{split}_img")
+    labels = list_frames(root / split / f"{split}_label")
+    for frame in sorted(frames.keys() ^ labels.keys()):
+        if frame in frames:
+            raise BadInput(f"{frames[frame]}: its pose is missing in {root / split / f'{split}_label'}; add it or "
+                           "remove the frame")
+        raise BadInput(f"{labels[frame]}: its frame is missing in {root / split / f'{split}_img'}; add it or remove "
+                       "the pose")
+    return Recording(read_images(list(frames.values()), height, width, num_workers, f"{split} frames"),
+                     read_images(list(labels.values()), height, width, num_workers, f"{split} poses"),
+                     torch.tensor(list(frames)))
+
+
+def read_validation(root: Path, length: int, height: int, width: int, num_workers: int) -> Recording:
+    """The first ``length`` frames of root/val. BadInput: too few of them, or a jump in their numbering."""
+    recording = read_recording(root, "val", height, width, num_workers)
+    if len(recording.numbers) < length:
+        raise BadInput(f"{root / 'val'} has {len(recording.numbers)} frames, fewer than --val_vi_len {length}; give "
+                       f"more frames or --val_vi_len {len(recording.numbers)}")
+    recording = recording.first(length)
+    jumps = (recording.numbers.diff() != 1).nonzero().flatten()
+    if len(jumps):
+        at = int(jumps[0])
+        raise BadInput(f"{root / 'val'}: the numbering jumps from {int(recording.numbers[at])} to "
+                       f"{int(recording.numbers[at + 1])}, so these frames are no single video; add the missing frames "
+                       f"or give --val_vi_len {at + 1}")
+    return recording
+
+
+def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -> list[TestSequence]:
+    """The test sequences in the numeric order of their folders.
+
+    The lowest number in test_img/K is the given first frame; the poses of all frames after it must follow without
+    a gap. The pose of the first frame itself may be missing, nothing uses it.
+
+    Raises
+    ------
+    BadInput : a folder is missing or empty, a first frame or a pose is missing, or a file cannot be read.
+    """
+    images, poses = root / "test" / "test_img", root / "test" / "test_label"
+    for folder in (images, poses):
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: there is no such folder; point --DR at a dataset in the layout that the README "
+                           "shows")
+    names = {folder: {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+             for folder in (images, poses)}
+    for name in sorted(names[images] ^ names[poses]):
+        here, there = (images, poses) if name in names[images] else (poses, images)
+        raise BadInput(f"{there / name}: this folder is missing, but {here / name} is there; add or remove one")
+    if not names[images]:
+        raise BadInput(f"{images}: there is no sequence in this folder; put each into a folder K/")
+
+    sequences = []
+    for name in sorted(names[images], key=natural_order):
+        first, path = next(iter(list_frames(images / name).items()))
+        labels = {frame: label for frame, label in list_frames(poses / name).items() if frame >= first}
+        labels.setdefault(first, labels.get(first + 1, path))
+        for frame in range(first, max(*labels, first + 1) + 1):
+            if frame not in labels:
+                raise BadInput(f"{poses / name}: the pose of frame {frame} is missing; add {frame}.png")
+        numbers = sorted(labels)
+        frame = read_images([path], height, width, 1, f"test {name}")[0]
+        stack = read_images([labels[n] for n in numbers], height, width, num_workers, f"test {name} poses")
+        sequences.append(TestSequence(name, frame, stack, numbers))
+    return sequences
+
+
+def natural_order(name: str) -> list:
+    """Sort key that orders by the numbers in a name: 2 before 10."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
+    """Positions at which clips start, ``stride`` frames apart, such that no clip runs across a jump in the numbers.
+
+    Parameters
+    ----------
+    numbers : (N,) int, strictly increasing.
+    length : frames of a clip. stride : frames between clip starts, counted anew after each jump.
+
+    Returns
+    -------
+    (clips,) int64, each in 0..N - length.
+    """
+    cuts = [0, *((numbers.diff() != 1).nonzero().flatten() + 1).tolist(), len(numbers)]
+    return torch.cat([torch.arange(begin, max(end - length + 1, begin), stride)
+                      for begin, end in zip(cuts[:-1], cuts[1:], strict=True)])
+
+
+class ClipLoader:
+    """Batches of training clips out of a recording that lives on ``device`` as uint8.
+
+    Parameters
+    ----------
+    length, stride : frames of a clip, frames between clip starts.
+    batch_size : clips a batch; the last batch of an epoch may be smaller.
+
+    Raises
+    ------
+    BadInput : no stretch of the recording is long enough for a clip.
+    """
+
+    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, device: torch.device):
+        self.starts = clip_starts(recording.numbers, length, stride)
+        if not len(self.starts):
+            raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
+                           "use); give more frames, a larger --partial or a smaller --train_vi_len")
+        self.frames, self.labels = recording.frames.to(device), recording.labels.to(device)
+        self.window = torch.arange(length)
+        self.batch_size, self.device = batch_size, device
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.starts) // self.batch_size)
+
+    def batches(self, order: Tensor, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames and labels, each float (B, T, 3, H, W) in [0, 1], of an epoch's clips.
+
+        Parameters
+        ----------
+        order : a permutation of the clips. first : the batch to begin with.
+        """
+        for clips in order.split(self.batch_size)[first:]:
+            index = (self.starts[clips].unsqueeze(1) + self.window).to(self.device)  # (B, T)
+            yield to_float(self.frames[index]), to_float(self.labels[index])
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 to float in [0, 1]."""
+    return images.float() / 255

@@ -1,0 +1,238 @@
+"""What Trainer and Tester share about a run: bad input, flags, checkpoint files, seeds, device, the metric log."""
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import pickle
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+CHECKPOINT_FORMAT = 1
+NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output")
+METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "val_loss", "val_psnr")
+TIMING = ("epoch", "train_seconds", "val_seconds", "frames_per_second")
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used. The message is one sentence: what is wrong, where, and the mend."""
+
+
+def run_main(program: str, main: Callable[[], None]) -> int:
+    """Run ``main`` and turn bad input into a sentence on stderr. Returns the exit code: 0, 2 or 130 (Ctrl-C)."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextlib.contextmanager
+def as_bad_input(*errors: type[Exception]) -> Iterator[None]:
+    """Turn the errors of modules/, which know nothing of users, into BadInput with the same sentence."""
+    try:
+        yield
+    except errors as error:
+        raise BadInput(str(error)) from error
+
+
+# Flags
+
+class FlagParser(argparse.ArgumentParser):
+    """An ArgumentParser that also reads flags from ``@file`` (shell-like lines, # starts a comment).
+
+    Its complaint is BadInput, one sentence, without the usage above it.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(fromfile_prefix_chars="@", allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return shlex.split(arg_line, comments=True)
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; see --help")
+
+
+def number(kind: type, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """An argparse type: an int or float within least..most (``above``: least itself is out)."""
+    bounds = f"{'above' if above else 'at least'} {least}" + ("" if most == float("inf") else f", at most {most}")
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            word = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {word}") from None
+        if not (value > least if above else value >= least) or not value <= most or abs(value) == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
+        return value
+
+    return parse
+
+
+# Device and randomness
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called "cuda" or "cpu"; None takes CUDA where there is one. BadInput: CUDA asked for, none there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: PyTorch sees no CUDA device on this machine; use --device cpu")
+    return torch.device(name)
+
+
+def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
+    """One seeded generator for each purpose, so that a change in one never shifts the others.
+
+    ``latent`` lives on the device, where the noise is used; the others on the CPU.
+    """
+    places = {"order": "cpu", "teacher_forcing": "cpu", "latent": device}
+    return {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
+            for index, (purpose, place) in enumerate(places.items())}
+
+
+# Files
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", **kwargs) -> Iterator[io.IOBase]:
+    """Open a temporary file beside ``path`` that takes its place once it is wholly on the disk.
+
+    A process that dies half way leaves the file that was there. BadInput where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written ({error.strerror}); free some space or choose another "
+                       "--save_root") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder that can be written. BadInput where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise BadInput(f"--save_root {path} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """Write rows as CSV. Numbers keep every digit; None becomes an empty cell."""
+    with replacing(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    with replacing(path) as file:
+        torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint of this product on the CPU. Nothing in the file is executed (weights_only).
+
+    Holds at least ``model`` (state_dict), ``network`` (NETWORK_FLAGS), ``frame_size`` (H, W) and ``flags``.
+
+    Raises
+    ------
+    BadInput : no such file, a broken one, or one that is no checkpoint of this product.
+    """
+    if not path.is_file():
+        raise BadInput(f"--ckpt_path {path}: there is no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise BadInput(f"--ckpt_path {path}: this file is broken or no checkpoint; give a .ckpt file that "
+                       "Trainer.py wrote") from error
+    parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
+        raise BadInput(f"--ckpt_path {path}: this is no checkpoint of Trainer.py; give one of its .ckpt files")
+    if state["format"] != CHECKPOINT_FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
+        raise BadInput(f"--ckpt_path {path}: it was written by another version of Trainer.py; use that version")
+    return state
+
+
+def load_weights(model: torch.nn.Module, state: dict, path: Path) -> None:
+    """Put a checkpoint's weights into a model, after checking names, shapes and types. BadInput: they don't fit."""
+    expected, given = model.state_dict(), state["model"]
+    for name in expected.keys() | given.keys():
+        fits = (name in expected and isinstance(given.get(name), torch.Tensor)
+                and given[name].shape == expected[name].shape and given[name].dtype == expected[name].dtype)
+        if not fits:
+            raise BadInput(f"--ckpt_path {path}: it is from another network ({name} does not fit); give a checkpoint "
+                           "of this network")
+    model.load_state_dict(given)
+
+
+# The run folder
+
+def describe_run(args: argparse.Namespace) -> dict:
+    """What a reader needs to repeat the run: command, flags, versions, git commit."""
+    import numpy
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    return {"command": shlex.join(sys.argv), "flags": vars(args),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "numpy": numpy.__version__, "cuda": torch.version.cuda},
+            "commit": commit.stdout.strip() or None if commit else None}
+
+
+class MetricLog:
+    """metrics.csv, timing.csv and TensorBoard events of a run.
+
+    The rows live in the checkpoint and the CSV files are written from them, so that whatever happens between
+    two epochs, a resumed run neither doubles nor loses a row.
+    """
+
+    def __init__(self, folder: Path, metrics: list[dict], timing: list[dict]):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only a training run pays for it
+        self.folder, self.metrics, self.timing = folder, metrics, timing
+        # Events of epochs that the checkpoint does not know were written by a process that died: hide them.
+        self.board = SummaryWriter(str(folder), purge_step=len(metrics))
+
+    def add(self, metrics: dict, timing: dict) -> None:
+        """Append one epoch's rows and show them in TensorBoard."""
+        self.metrics.append(metrics)
+        self.timing.append(timing)
+        for name in METRICS[1:]:
+            if metrics[name] is not None:
+                self.board.add_scalar(name.replace("_", "/", 1), metrics[name], metrics["epoch"])
+        self.board.add_scalar("speed/frames_per_second", timing["frames_per_second"], metrics["epoch"])
+
+    def add_picture(self, picture: torch.Tensor, epoch: int) -> None:
+        """Show a picture (3, H, W), uint8, in TensorBoard."""
+        self.board.add_image("val/truth_prediction_pose", picture, epoch)
+
+    def write(self) -> None:
+        write_table(self.folder / "metrics.csv", METRICS, self.metrics)
+        write_table(self.folder / "timing.csv", TIMING, self.timing)
+        self.board.flush()
