@@ -1,0 +1,237 @@
+"""Generate videos from first frames and poses: the submission, the GIFs and, where the truth is known, the scores.
+
+    python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT               the test sequences
+    python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --truth DIR   scored against DIR/K/N.png
+    python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --split val   the validation sequence
+
+RESULT/ then holds submission.csv (test), pred_seqK.gif and, with a truth, seqK.csv, compare_seqK.gif, psnr.png and
+summary.json. Sizes of network and frames come from the checkpoint.
+"""
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataloader import (
+    TestSequence,
+    list_frames,
+    read_images,
+    read_test_sequences,
+    read_validation,
+    to_float,
+)
+from modules import figures
+from modules.cvae import CVAE
+from modules.metrics import brightness_error, course_score, psnr, repeat_first, ssim, to_uint8
+from utils import (
+    BadInput,
+    FlagParser,
+    as_bad_input,
+    load_checkpoint,
+    load_weights,
+    make_folder,
+    number,
+    pick_device,
+    replacing,
+    run_main,
+    write_json,
+    write_table,
+)
+
+COURSE_FRAME, COURSE_LENGTH = (32, 64), 630  # what the course's submission has room for
+SCORES = ("frame", "psnr", "ssim", "brightness_error", "psnr_repeat_first")
+
+
+def load_model(state: dict, path: Path, device: torch.device) -> CVAE:
+    """The network of a checkpoint on ``device``. BadInput: its sizes or weights are none of this network."""
+    with as_bad_input(ValueError, TypeError):
+        model = CVAE(**state["network"])
+    load_weights(model, state, path)
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def generate_all(model: CVAE, sequences: list[TestSequence], latent: str, seed: int, device: torch.device
+                 ) -> list[Tensor]:
+    """Roll out all sequences in one batch.
+
+    Returns
+    -------
+    uint8 (T, 3, H, W) for each sequence, the given first frame included, each of its own length.
+    """
+    longest = max(len(sequence.labels) for sequence in sequences)
+    # A shorter sequence goes on with its last pose; what it generates there is cut off again.
+    index = [torch.arange(longest).clamp(max=len(sequence.labels) - 1) for sequence in sequences]
+    labels = torch.stack([s.labels[i] for s, i in zip(sequences, index, strict=True)])
+    first = torch.stack([sequence.first_frame for sequence in sequences])
+    noise = torch.Generator(device).manual_seed(seed)
+    progress = partial(tqdm, desc=f"{len(sequences)} sequence(s)", unit="frame",
+                       mininterval=0.5 if sys.stderr.isatty() else 30)
+    videos = model.generate(to_float(first.to(device)), to_float(labels.to(device)), latent, noise, progress)
+    with as_bad_input(ValueError):
+        videos = to_uint8(videos).cpu()
+    return [video[:len(sequence.labels)] for video, sequence in zip(videos, sequences, strict=True)]
+
+
+def check_submission(sequences: list[TestSequence], any_size: bool) -> None:
+    """BadInput: the course's submission has no room for these sequences, and ``any_size`` does not allow it."""
+    for sequence in sequences:
+        length, size = len(sequence.labels), tuple(sequence.labels.shape[-2:])
+        if not any_size and (length != COURSE_LENGTH or size != COURSE_FRAME):
+            raise BadInput(f"test sequence {sequence.name} has {length} frames of {size[0]}x{size[1]}, the course's "
+                           f"submission {COURSE_LENGTH} of {COURSE_FRAME[0]}x{COURSE_FRAME[1]}; give --any_size to "
+                           "write it all the same")
+
+
+def write_submission(videos: list[Tensor], path: Path) -> None:
+    """Write the course's CSV: a header id,0,1,...; a row a frame, sequence after sequence, id counting from 0.
+
+    Parameters
+    ----------
+    videos : uint8 (T, 3, H, W) each, the given first frame included.
+    """
+    texts = [str(value) for value in range(256)]  # looked up, not formatted: 19 million values
+    with replacing(path, "w", encoding="ascii", newline="") as file:
+        file.write("id," + ",".join(map(str, range(videos[0][0].numel()))) + "\n")
+        row = 0
+        for video in videos:
+            for frame in video.flatten(1):
+                file.write(f"{row}," + ",".join([texts[value] for value in frame.tolist()]) + "\n")
+                row += 1
+
+
+def read_truth(folder: Path, sequences: list[TestSequence], height: int, width: int, num_workers: int) -> list[Tensor]:
+    """The real frames of the sequences, uint8 (T, 3, H, W) each, from folder/K/N.png. BadInput: one is missing."""
+    truths = []
+    for sequence in sequences:
+        frames = list_frames(folder / sequence.name, "--truth")
+        for frame in sequence.numbers:
+            if frame not in frames:
+                raise BadInput(f"{folder / sequence.name}: the real frame {frame} is missing; add {frame}.png")
+        paths = [frames[frame] for frame in sequence.numbers]
+        truths.append(read_images(paths, height, width, num_workers, f"truth {sequence.name}"))
+    return truths
+
+
+def score(video: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Scores per frame of a sequence, as SCORES names them, each (T,).
+
+    Both are uint8 (T, 3, H, W): the pixels that are submitted are the pixels that are scored.
+    """
+    prediction, target = video.float() / 255, truth.float() / 255
+    return {"frame": torch.arange(len(video)), "psnr": psnr(prediction, target), "ssim": ssim(prediction, target),
+            "brightness_error": brightness_error(prediction, target),
+            "psnr_repeat_first": psnr(repeat_first(target), target)}
+
+
+def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
+    """Means of a sequence's scores over its predicted frames 1..T-1; course_* over frames 1..600, as the course."""
+    means = {name: scores[name][1:].mean().item() for name in SCORES[1:]}
+    return {"frames": len(scores["frame"]) - 1, **means, "course_psnr": course_score(scores["psnr"]),
+            "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"])}
+
+
+def write_scores(folder: Path, sequences: list[TestSequence], videos: list[Tensor], truths: list[Tensor],
+                 settings: dict) -> None:
+    """Write the scores and their pictures, and print the summary."""
+    summaries, curves = {}, {}
+    for sequence, video, truth in zip(sequences, videos, truths, strict=True):
+        scores = score(video, truth)
+        rows = zip(*(scores[name].tolist() for name in SCORES), strict=True)
+        write_table(folder / f"seq{sequence.name}.csv", SCORES, [dict(zip(SCORES, row, strict=True)) for row in rows])
+        figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif")
+        summary = summaries[sequence.name] = summarise(scores)
+        curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
+        if len(sequences) == 1:
+            curves["repeat the first frame"] = scores["psnr_repeat_first"][1:]
+        print(f"sequence {sequence.name}: PSNR {summary['psnr']:.2f} dB (repeat the first frame "
+              f"{summary['psnr_repeat_first']:.2f}), frames 1..600 {summary['course_psnr']:.2f} dB, SSIM "
+              f"{summary['ssim']:.4f}, brightness error {summary['brightness_error']:+.4f}")
+    figures.plot_psnr(curves, folder / "psnr.png", "PSNR per frame, free-running")
+    mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]}
+    write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
+    print(f"mean of {len(summaries)} sequence(s): PSNR {mean['psnr']:.2f} dB, repeat the first frame "
+          f"{mean['psnr_repeat_first']:.2f} dB, gain {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB, SSIM "
+          f"{mean['ssim']:.4f}")
+
+
+def make_parser() -> FlagParser:
+    parser = FlagParser(prog="Tester.py", description="Generate videos from first frames and poses, and score them.")
+    group = parser.add_argument_group("what to generate")
+    group.add_argument("--DR", required=True, help="root folder of the dataset")
+    group.add_argument("--ckpt_path", required=True, help="checkpoint that Trainer.py wrote")
+    group.add_argument("--split", choices=["test", "val"], default="test",
+                       help="the test sequences, or the validation sequence with its scores")
+    group.add_argument("--truth", help="folder with the test sequences' real frames K/N.png, for scores only")
+    group.add_argument("--latent", choices=["prior", "mean"], default="prior",
+                       help="z of each frame: drawn from N(0, I), or its mean 0")
+    group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of z")
+    group.add_argument("--val_vi_len", type=number(int, 2), default=630,
+                       help="length of the validation sequence, frames")
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--save_root", required=True, help="folder for the results")
+    group.add_argument("--overwrite", action="store_true", help="replace the results that --save_root holds")
+    group.add_argument("--any_size", action="store_true",
+                       help="write submission.csv for other frame sizes and lengths than the course's, too")
+    group.add_argument("--make_gif", action=argparse.BooleanOptionalAction, default=True,
+                       help="write pred_seqK.gif for each sequence")
+    group.add_argument("--mp4", action="store_true", help="write pred_seqK.mp4, too")
+    group.add_argument("--fps", type=number(float, 0, 50, above=True), default=20.0, help="frames a second of both")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
+    group.add_argument("--num_workers", type=number(int, 1), default=4, help="threads that decode images")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    if args.truth and args.split == "val":
+        raise BadInput("--truth is for the test sequences; the validation sequence has its own: leave --truth out")
+    device, root, folder = pick_device(args.device), Path(args.DR), Path(args.save_root)
+    state = load_checkpoint(Path(args.ckpt_path))
+    size = tuple(state["frame_size"])
+    model = load_model(state, Path(args.ckpt_path), device)
+    truths = None
+    if args.split == "val":
+        val = read_validation(root, args.val_vi_len, *size, args.num_workers)
+        sequences = [TestSequence("val", val.frames[0], val.labels, val.numbers.tolist())]
+        truths = [val.frames]
+    else:
+        sequences = read_test_sequences(root, *size, args.num_workers)
+        check_submission(sequences, args.any_size)
+        if args.truth:
+            truths = read_truth(Path(args.truth), sequences, *size, args.num_workers)
+    make_folder(folder)
+    claim_result_folder(folder, args.overwrite)
+
+    videos = generate_all(model, sequences, args.latent, args.seed, device)
+    if args.split == "test":
+        write_submission(videos, folder / "submission.csv")
+    for sequence, video in zip(sequences, videos, strict=True):
+        if args.make_gif:
+            figures.write_gif(video, folder / f"pred_seq{sequence.name}.gif", args.fps)
+        if args.mp4:
+            figures.write_mp4(video, folder / f"pred_seq{sequence.name}.mp4", args.fps)
+    if truths is not None:
+        settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
+                    "latent": args.latent, "seed": args.seed}
+        write_scores(folder, sequences, videos, truths, settings)
+    print(f"results are in {folder}")
+
+
+def claim_result_folder(folder: Path, overwrite: bool) -> None:
+    """BadInput: the folder holds results already, and ``overwrite`` does not allow to replace them."""
+    patterns = ("submission.csv", "summary.json", "psnr.png", "seq*.csv", "pred_seq*", "compare_seq*.gif")
+    results = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if results and not overwrite:
+        raise BadInput(f"--save_root {folder} holds results already ({results[0].name}); give --overwrite to replace "
+                       "them, or another folder")
+    for path in results:  # all of them: a mixture of two checkpoints' results would mislead
+        path.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(run_main("Tester.py", main))

@@ -1,0 +1,376 @@
+"""Every plot, GIF and MP4.
+
+A writer fills a temporary file beside its target and renames it at the end: a process that is killed half way
+leaves the old picture or none. Matplotlib is imported by the first plot, so that training starts without it,
+and is used through its figure objects: nothing is shared with a notebook's pyplot.
+
+`history` is a list of dicts, one per epoch, with the keys epoch, train_loss, train_mse, train_kl, beta, tfr,
+tf_used, lr, val_loss, val_psnr. val_loss and val_psnr are None in epochs without validation; any may be NaN.
+"""
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from modules.metrics import to_uint8
+
+# Okabe and Ito's palette: the colours stay apart for every kind of colour vision, and in grey as well.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, ORANGE, GREY = "#56B4E9", "#E69F00", "#666666"
+CYCLE = [(BLUE, "-"), (VERMILION, "-"), (GREEN, "-"), (GREY, "--"), (PURPLE, "-"), (ORANGE, "--"), (SKY, ":")]
+DPI = 120
+MARKED_POINTS = 40  # up to so many points each gets a dot; more would merge into a thick line
+SHOWN_HEIGHT = 128  # pixels: smaller clips are enlarged to at least this height
+SEPARATOR = 2  # columns between the clips of a tile, before any enlargement
+H264 = "libx264"  # ffmpeg's encoder; some builds leave it out for its licence
+PALETTE_PIXELS = 1 << 17  # pixels of a clip that its GIF palette is made from
+
+
+# Plots
+
+def plot_losses(history: list[dict], path: str | Path) -> None:
+    """Training and validation loss over the epochs; below them the validation PSNR with its best epoch.
+
+    The two losses are no rivals on one scale: a training loss adds up the frames of a clip and beta times the
+    KL divergence, a validation loss is the mean squared error of a frame. The labels say so.
+
+    Raises
+    ------
+    OSError : the file cannot be written.
+    """
+    figure, (loss, quality) = _panels(2, heights=(3, 2))
+    # The wide pale line stays visible where the KL divergence adds next to nothing and both coincide.
+    _curve(loss, history, "train_mse", SKY, "train: the MSE part of the loss", width=3.5)
+    _curve(loss, history, "train_loss", BLUE, "train: MSE + β·KL, sum over a clip's frames")
+    _curve(loss, history, "val_loss", VERMILION, "validation: MSE, mean per frame")
+    _mark_lost(loss, history, "train_loss", "train_mse", "val_loss")
+    _log_scale(loss, history, "train_loss", "train_mse", "val_loss")
+    loss.set_ylabel("loss")
+    _curve(quality, history, "val_psnr", GREEN, "validation PSNR")
+    _mark_lost(quality, history, "val_psnr")
+    _mark_best(quality, history, "val_psnr")
+    quality.set_ylabel("PSNR (dB)")
+    _finish(figure, [loss, quality], path, "Loss and validation PSNR")
+
+
+def plot_teacher_forcing(history: list[dict], path: str | Path) -> None:
+    """Teacher-forcing ratio, KL weight and loss over the epochs; those that used teacher forcing are shaded.
+
+    Raises
+    ------
+    OSError : the file cannot be written.
+    """
+    figure, (ratio, weight, loss) = _panels(3, heights=(2, 1.3, 2.4))
+    _curve(ratio, history, "tfr", PURPLE, "teacher-forcing ratio")
+    ratio.set(ylabel="ratio", ylim=(-0.05, 1.05))
+    _curve(weight, history, "beta", ORANGE, "KL weight β")
+    weight.set_ylabel("β")
+    weight.set_ylim(bottom=min(0.0, weight.get_ylim()[0]))
+    _curve(loss, history, "train_loss", BLUE, "train loss, sum over a clip's frames")
+    _curve(loss, history, "val_loss", VERMILION, "validation loss, mean per frame")
+    _mark_lost(loss, history, "train_loss", "val_loss")
+    _log_scale(loss, history, "train_loss", "val_loss")
+    loss.set_ylabel("loss")
+    label = "epochs that used teacher forcing"
+    for start, end in _runs([row["epoch"] for row in history if _number(row.get("tf_used")) > 0]):
+        for panel in (ratio, weight, loss):
+            panel.axvspan(start - 0.5, end + 0.5, color=SKY, alpha=0.25, linewidth=0, zorder=0, label=label)
+            label = None  # one entry in the first panel's legend stands for all
+    _finish(figure, [ratio, weight, loss], path, "Teacher forcing, KL weight and loss")
+
+
+def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: str) -> None:
+    """PSNR per frame of one or more roll-outs of the same sequence; the legend gives each one's mean.
+
+    Parameters
+    ----------
+    curves : label -> dB of the frames 1, 2, ... (the given frame 0 is left out by the caller).
+
+    Raises
+    ------
+    OSError : the file cannot be written.
+    """
+    figure, (panel,) = _panels(1, heights=(3.2,))
+    for index, (label, values) in enumerate(curves.items()):
+        values = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+        color, style = CYCLE[index % len(CYCLE)]
+        mean = f"mean {np.mean(values):.2f} dB" if values else "no frame"
+        marker = "." if len(values) <= MARKED_POINTS else None
+        panel.plot(range(1, len(values) + 1), values, style, color=color, marker=marker, linewidth=1.3,
+                   label=f"{label}, {mean}")
+    panel.set(ylabel="PSNR (dB)")
+    _finish(figure, [panel], path, title, "frame")
+
+
+def _panels(count: int, heights: tuple[float, ...]) -> tuple:
+    """A figure with panels below each other that share the x axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 1.2 + 1.15 * sum(heights)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(count, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _points(history: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """Epochs and values of one column; epochs without a value are left out, NaN stays."""
+    rows = [(row["epoch"], _number(row[key])) for row in history if row.get(key) is not None]
+    return [epoch for epoch, _ in rows], [value for _, value in rows]
+
+
+def _curve(panel, history: list[dict], key: str, color: str, label: str, width: float = 1.5) -> None:
+    """Draw a column over the epochs. What is not finite breaks the line."""
+    epochs, values = _points(history, key)
+    values = [value if math.isfinite(value) else math.nan for value in values]
+    marker = "o" if len(epochs) <= MARKED_POINTS else None
+    if not all(map(math.isnan, values)):
+        panel.plot(epochs, values, color=color, linewidth=width, marker=marker, markersize=1.5 + width,
+                   label=label)
+
+
+def _mark_lost(panel, history: list[dict], *keys: str) -> None:
+    """Mark the epochs with a number that is not finite at the panel's foot: divergence must be seen."""
+    lost = {epoch for key in keys for epoch, value in zip(*_points(history, key), strict=True)
+            if not math.isfinite(value)}
+    if lost:
+        panel.plot(sorted(lost), [0.03] * len(lost), "x", color="black", markersize=5,
+                   transform=panel.get_xaxis_transform(), label="not a finite number")
+
+
+def _log_scale(panel, history: list[dict], *keys: str) -> None:
+    """Log scale, unless none of the columns has anything positive: an empty log axis has no ticks."""
+    if any(0 < value < math.inf for key in keys for value in _points(history, key)[1]):
+        panel.set_yscale("log", nonpositive="mask")
+
+
+def _mark_best(panel, history: list[dict], key: str) -> None:
+    points = [point for point in zip(*_points(history, key), strict=True) if math.isfinite(point[1])]
+    if points:
+        epoch, value = max(points, key=lambda point: point[1])
+        panel.plot([epoch], [value], "o", color=GREEN, markersize=7, markerfacecolor="white",
+                   markeredgewidth=1.5, label=f"best: {value:.2f} dB in epoch {epoch}")
+
+
+def _runs(epochs: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last epoch of each run of consecutive epochs."""
+    start = previous = None
+    for epoch in epochs:
+        if previous is None or epoch != previous + 1:
+            if start is not None:
+                yield start, previous
+            start = epoch
+        previous = epoch
+    if start is not None:
+        yield start, previous
+
+
+def _finish(figure, panels: list, path: str | Path, title: str, x_label: str = "epoch") -> None:
+    """Grid, legends beside the data, whole numbers on the x axis; then write the file."""
+    from matplotlib.ticker import MaxNLocator
+    for panel in panels:
+        panel.grid(True, which="major", color="#DDDDDD", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        if all(line.get_marker() == "x" for line in panel.get_lines()):
+            panel.text(0.5, 0.5, "no value", color=GREY, ha="center", va="center", transform=panel.transAxes)
+            panel.set_yticks([])
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9,
+                         borderaxespad=0.2)
+    panels[-1].set_xlabel(x_label)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    first, last = panels[-1].get_xlim()
+    if last - first < 1:  # a single epoch or none
+        middle = round((first + last) / 2)
+        panels[-1].set_xlim(middle - 0.6, middle + 0.6)
+    figure.suptitle(title, fontsize=12)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+# Pictures that move
+
+def tile(*clips: Tensor, labels: list[str] | None = None) -> Tensor:
+    """Clips side by side with a thin grey line between them.
+
+    Parameters
+    ----------
+    clips : (T, 3, H, W), float in [0, 1] or uint8; widths may differ.
+    labels : one for each clip, written above it. The clips are enlarged first, so that letters are legible.
+
+    Returns
+    -------
+    Tensor (T, 3, H', W')
+        uint8. Without labels H' is H.
+
+    Raises
+    ------
+    ValueError : no clip, clips of different length or height, more or fewer labels than clips, NaN.
+    """
+    clips = [_check_clip(clip) for clip in clips]
+    if not clips:
+        raise ValueError("tile needs at least one clip.")
+    if len({(len(clip), clip.shape[2]) for clip in clips}) > 1:
+        shapes = [tuple(clip.shape) for clip in clips]
+        raise ValueError(f"Clips side by side need one length and one height, not the shapes {shapes}.")
+    if labels is not None and len(labels) != len(clips):
+        raise ValueError(f"tile got {len(labels)} labels for {len(clips)} clips.")
+    separator = SEPARATOR
+    if labels is not None:
+        clips = [torch.cat([_label_band(label, clip), clip], dim=2)
+                 for label, clip in zip(labels, map(_enlarge, clips), strict=True)]
+        separator *= 2
+    line = torch.full((*clips[0].shape[:3], separator), 128, dtype=torch.uint8)
+    parts = [part for clip in clips for part in (line, clip)][1:]
+    return torch.cat(parts, dim=3)
+
+
+def write_gif(clip: Tensor, path: str | Path, fps: float = 20) -> None:
+    """A GIF that shows every frame once, lasts T / fps seconds to the nearest 10 ms and loops for ever.
+
+    One palette of 256 colours, made from pixels all over the clip, serves every frame: what does not move
+    does not flicker, and only what moves is stored. Where frames repeat, one is stored and shown longer.
+
+    Parameters
+    ----------
+    clip : Tensor (T, 3, H, W)
+        Float in [0, 1] or uint8. Enlarged by a whole factor to a height of at least 128 pixels.
+    fps : float
+        Frames per second, above 0 and at most 50: viewers slow down GIFs with frames of 10 ms.
+
+    Raises
+    ------
+    ValueError : the clip is no clip or holds NaN, or the frame rate is out of range.
+    OSError : the file cannot be written.
+    """
+    if not 0 < fps <= 50:
+        raise ValueError(f"A GIF shows more than 0 and at most 50 frames per second, not {fps}.")
+    clip = _check_clip(clip)
+    frames = clip.permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
+    factor = _factor(clip)
+    size = (clip.shape[3] * factor, clip.shape[2] * factor)
+    palette = _palette(frames)
+    pictures = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+                .resize(size, Image.Resampling.NEAREST) for frame in frames)
+    # GIF counts time in 10 ms. Rounding the moments, not the durations, keeps the error from adding up.
+    moments = [round(100 * index / fps) for index in range(len(frames) + 1)]
+    durations = [10 * (end - start) for start, end in zip(moments[:-1], moments[1:], strict=True)]
+    with _replacing(path) as temporary:
+        next(pictures).save(temporary, format="GIF", save_all=True, append_images=pictures,
+                            duration=durations, loop=0, disposal=1)
+
+
+def write_mp4(clip: Tensor, path: str | Path, fps: float = 20) -> None:
+    """An H.264 video that common players show (yuv420p), or MPEG-4 where PyAV was built without libx264.
+
+    Parameters
+    ----------
+    clip : Tensor (T, 3, H, W)
+        Float in [0, 1] or uint8. Enlarged as for a GIF; an odd side gets its last line twice for the codec.
+    fps : float
+        Frames per second, above 0.
+
+    Raises
+    ------
+    ValueError : the clip is no clip or holds NaN, or the frame rate is not positive.
+    OSError : the file cannot be written.
+    """
+    import av  # loads ffmpeg; only those who ask for an MP4 need it
+    if not 0 < fps < math.inf:
+        raise ValueError(f"A video shows more than 0 frames per second, not {fps}.")
+    clip = _check_clip(clip)
+    height, width = (side * _factor(clip) for side in clip.shape[2:])
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    with _replacing(path) as temporary, av.open(str(temporary), "w", format="mp4",
+                                                options={"movflags": "faststart"}) as container:
+        stream = _video_stream(container, Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        for frame in clip:
+            pixels = np.pad(_enlarge(frame[None])[0].permute(1, 2, 0).numpy(), pad, mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def side_by_side_gif(
+    truth: Tensor, prediction: Tensor, poses: Tensor, path: str | Path, fps: float = 20
+) -> None:
+    """A GIF of truth | prediction | pose with their names above.
+
+    Parameters
+    ----------
+    truth, prediction, poses : (T, 3, H, W), float in [0, 1] or uint8.
+
+    Raises
+    ------
+    ValueError, OSError : as `tile` and `write_gif`.
+    """
+    write_gif(tile(truth, prediction, poses, labels=["truth", "prediction", "pose"]), path, fps)
+
+
+def _check_clip(clip: Tensor) -> Tensor:
+    """The clip as uint8 on the CPU. ValueError: it is no clip."""
+    if clip.dim() != 4 or clip.shape[1] != 3 or clip.numel() == 0:
+        raise ValueError(f"A clip has shape (T, 3, H, W) with T at least 1, not {tuple(clip.shape)}.")
+    return to_uint8(clip.detach()).cpu()
+
+
+def _factor(clip: Tensor) -> int:
+    return math.ceil(SHOWN_HEIGHT / clip.shape[2])
+
+
+def _enlarge(clip: Tensor) -> Tensor:
+    """Every pixel as a square, so that the model's own pixels are seen and nothing is smoothed over."""
+    factor = _factor(clip)
+    return clip.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+
+
+def _label_band(label: str, clip: Tensor) -> Tensor:
+    """(T, 3, band, W): a label on white, to go above a clip."""
+    height, width = max(16, clip.shape[2] // 8 // 2 * 2), clip.shape[3]
+    band = Image.new("RGB", (width, height), "white")
+    font = ImageFont.load_default(size=0.75 * height)
+    ImageDraw.Draw(band).text((width / 2, height / 2), label, fill="black", font=font, anchor="mm")
+    return torch.from_numpy(np.array(band)).permute(2, 0, 1).expand(len(clip), 3, height, width)
+
+
+def _palette(frames: np.ndarray) -> Image.Image:
+    """256 colours for a whole clip (T, H, W, 3): median cut over pixels from all over it, then k-means."""
+    if frames.size <= 3 * PALETTE_PIXELS:
+        pixels = frames.reshape(-1, 1, 3)
+    else:
+        dice = np.random.default_rng(0)
+        pixels = frames[tuple(dice.integers(side, size=(PALETTE_PIXELS, 1)) for side in frames.shape[:3])]
+    return Image.fromarray(pixels).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+
+
+def _video_stream(container, rate: Fraction):
+    """Constant quality close to lossless: CRF 16 of H.264, or MPEG-4's quantiser 2."""
+    import av
+    try:
+        return container.add_stream(H264, rate=rate, options={"crf": "16", "preset": "medium"})
+    except av.codec.codec.UnknownCodecError:
+        return container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "2"})
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` with the same suffix, which takes its place if all goes well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,243 @@
+"""Score a submission.csv against the real frames, as the course does.
+
+    python scripts/score_submission.py submission.csv truth.csv
+    python scripts/score_submission.py submission.csv TRUTH        # TRUTH/K/N.png: sequence K, frame N
+    python scripts/score_submission.py submission.csv TRUTH --json score.json
+
+A submission has the header id,0,1,...,6143 and one row per frame: its id, counted from 0 through all
+sequences, and the frame (3, 32, 64) flattened, as whole numbers 0..255. The score of a sequence is the mean
+PSNR (range 255) of its frames 1..600, each frame on its own; frame 0 is given. The first three sequences make
+the public score, the rest the private one. Beside each stands the score of repeating the first frame, which
+any model has to beat.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+
+from dataloader import list_frames, natural_order, read_image  # noqa: E402
+from modules.metrics import SCORED_FRAMES, course_score, psnr, repeat_first  # noqa: E402
+from utils import BadInput, FlagParser, number, run_main, write_json  # noqa: E402
+
+PUBLIC_SEQUENCES = 3
+SHORTEST_ROW, LONGEST_CELL = 1 << 16, 64  # bytes; a line is read up to a limit, whatever file is given
+
+
+def parse_flags(argv: list[str] | None) -> argparse.Namespace:
+    parser = FlagParser(prog="score_submission.py", description="Score a submission as the course does.")
+    add = parser.add_argument
+    add("submission", type=Path, help="CSV file to score")
+    add("truth", type=Path, help="the real frames: a CSV file like it, or a folder with K/N.png")
+    add("--length", type=number(int, 2), default=630, help="frames of a sequence, frame 0 included")
+    add("--frame_H", type=number(int, 1), default=32, help="height of a frame in pixels")
+    add("--frame_W", type=number(int, 1), default=64, help="width of a frame in pixels")
+    add("--json", type=Path, metavar="FILE", help="also write the scores to FILE")
+    return parser.parse_args(argv)
+
+
+def read_submission(path: str | Path, height: int, width: int) -> Tensor:
+    """The frames of a submission.
+
+    Parameters
+    ----------
+    path : CSV file with the header id,0,1,...,3*height*width-1 and rows of whole numbers; ids count from 0.
+
+    Returns
+    -------
+    Tensor (N, 3, height, width)
+        uint8, N at least 1.
+
+    Raises
+    ------
+    BadInput : the file is missing or not of this form; the message names line and column.
+    """
+    path, columns = Path(path), 3 * height * width
+    limit = max(SHORTEST_ROW, LONGEST_CELL * (columns + 1))
+    frames = []
+    try:
+        with open(path, "rb") as file:
+            _check_header(path, file.readline(limit), height, width)
+            for line in iter(lambda: file.readline(limit), b""):
+                if not line.strip() and not file.read(1 << 20).strip():
+                    break  # empty lines at the end do no harm
+                frames.append(_read_row(path, line, len(frames), columns))
+    except OSError as error:
+        raise BadInput(f"{path}: this file cannot be read ({error.strerror}); check the name") from error
+    if not frames:
+        raise BadInput(f"{path}: there is no row below the header; write one row per frame")
+    return torch.from_numpy(np.stack(frames)).view(-1, 3, height, width)
+
+
+def _check_header(path: Path, line: bytes, height: int, width: int) -> None:
+    if not line:
+        raise BadInput(f"{path}: the file is empty; write the submission again")
+    try:
+        names = line.decode("utf-8-sig").rstrip("\r\n").split(",")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: byte {error.start + 1} is no UTF-8; give a CSV file in UTF-8") from error
+    columns = 3 * height * width
+    if names[0] == "id" and len(names) - 1 != columns:
+        raise BadInput(f"{path}: the header has {len(names) - 1} pixel columns, but --frame_H {height} "
+                       f"--frame_W {width} makes {columns}; give the size that the file was made with")
+    for column, name in enumerate(names):
+        wanted = str(column - 1) if column else "id"
+        if name != wanted:
+            raise BadInput(f"{path}: column {column + 1} of line 1 is {_quote(name)} where the header needs "
+                           f'"{wanted}"; the header of a submission is id,0,1,...,{columns - 1}')
+
+
+def _read_row(path: Path, line: bytes, index: int, columns: int) -> np.ndarray:
+    """The pixels of row `index` as uint8 (columns,). BadInput names the line and the column that is wrong."""
+    where = f"{path}: line {index + 2}"
+    complete = line.endswith(b"\n")
+    name, _, rest = line.rstrip(b"\r\n").partition(b",")
+    count = rest.count(b",") + 1 if rest else 0
+    if count != columns:
+        if not complete and count < columns:
+            raise BadInput(f"{where} is cut off after {count} of {columns} pixels; write the file again")
+        raise BadInput(f"{where} has {count} pixels where a frame has {columns}; write the file again")
+    if name != b"%d" % index:
+        raise BadInput(f"{where} has the id {_quote(name)} where {index} is due; "
+                       "ids count 0, 1, 2, ... from row to row")
+    pixels = _parse_pixels(rest, columns)
+    if pixels is not None:
+        return pixels
+    for column, cell in enumerate(rest.split(b",")):
+        text = cell.strip()
+        if not (text.isdigit() and len(text) <= 3 and int(text) <= 255):
+            raise BadInput(f"{where}, column {column} holds {_quote(cell)}; write a whole number 0..255")
+    return np.array([int(cell) for cell in rest.split(b",")], np.uint8)  # blanks around the numbers
+
+
+def _parse_pixels(text: bytes, columns: int) -> np.ndarray | None:
+    """Comma-separated numbers of one to three digits as uint8, or None where one is anything else.
+
+    The digits of all cells at once: many times as fast as cell by cell, and a submission has 19 million.
+    """
+    characters = np.frombuffer(text, np.uint8)
+    ends = np.append(np.flatnonzero(characters == ord(",")), len(characters))
+    digits = np.diff(ends, prepend=-1) - 1  # of each cell
+    # Three places before the text, so that looking back from a short first cell stays inside.
+    values = np.concatenate([np.zeros(3, np.int16), characters.astype(np.int16) - ord("0")])
+    if digits.min() < 1 or digits.max() > 3:
+        return None
+    ones, tens, hundreds = values[ends + 2], values[ends + 1], values[ends]
+    pixels = ones + 10 * tens * (digits > 1) + 100 * hundreds * (digits > 2)
+    is_digit = (characters >= ord("0")) & (characters <= ord("9"))
+    if is_digit.sum() != len(characters) - (columns - 1) or pixels.max() > 255:
+        return None
+    return pixels.astype(np.uint8)
+
+
+def _quote(text: str | bytes) -> str:
+    """What the file holds, short and printable."""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    shown = "".join(char if char.isprintable() else "?" for char in text)
+    return f'"{shown[:20]}..."' if len(shown) > 20 else f'"{shown}"'
+
+
+def split_sequences(path: Path, frames: Tensor, length: int) -> list[Tensor]:
+    """(N, 3, H, W) -> sequences of (length, 3, H, W). BadInput: the rows are no whole number of sequences."""
+    missing = -len(frames) % length
+    if missing:
+        raise BadInput(f"{path}: {len(frames)} rows are no whole number of sequences of --length {length}, "
+                       f"the last lacks {missing}; add the missing rows or give another --length")
+    return list(frames.split(length))
+
+
+def read_truth(path: Path, length: int, height: int, width: int) -> list[Tensor]:
+    """The real sequences, uint8 (length, 3, H, W) each, from a CSV file or a folder K/N.png in numeric order.
+
+    Raises
+    ------
+    BadInput : it is missing, a sequence has another length, an image has another size or cannot be read.
+    OSError : a folder may not be read.
+    """
+    if not path.is_dir():
+        return split_sequences(path, read_submission(path, height, width), length)
+    names = [child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    if not names:
+        raise BadInput(f"{path}: there is no folder of a sequence in it; put frames at {path}/0/0.png, ...")
+    return [_read_folder(path / name, length, height, width) for name in sorted(names, key=natural_order)]
+
+
+def _read_folder(folder: Path, length: int, height: int, width: int) -> Tensor:
+    paths = list(list_frames(folder).values())
+    if len(paths) != length:
+        raise BadInput(f"{folder}: it holds {len(paths)} frames where --length is {length}; add or remove "
+                       "frames, or give another --length")
+    frames = np.empty((length, height, width, 3), np.uint8)
+    for index, path in enumerate(paths):
+        frames[index] = read_image(path, height, width)
+        # read_image resizes what has another size, and no score survives that.
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise BadInput(f"{path}: the image is {image.height}x{image.width} where --frame_H {height} "
+                               f"--frame_W {width} are given; give frames of the submission's size")
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+
+
+def score(submission: list[Tensor], truth: list[Tensor]) -> dict:
+    """Scores of uint8 sequences (T, 3, H, W) in dB: each sequence, public, private and overall mean.
+
+    "private" is None where no sequence is left for it. "repeat_first" holds the same of the baseline.
+    """
+    rows = []
+    for index, (frames, real) in enumerate(zip(submission, truth, strict=True)):
+        rows.append({"sequence": index, "split": "public" if index < PUBLIC_SEQUENCES else "private",
+                     "frames_scored": min(len(real) - 1, SCORED_FRAMES),
+                     "psnr": course_score(psnr(frames, real, 255)),
+                     "repeat_first": course_score(psnr(repeat_first(real), real, 255))})
+    result = {"sequences": rows}
+    for key in ("psnr", "repeat_first"):
+        parts = {"public": [row[key] for row in rows if row["split"] == "public"],
+                 "private": [row[key] for row in rows if row["split"] == "private"],
+                 "overall": [row[key] for row in rows]}
+        result[key] = {name: sum(values) / len(values) if values else None for name, values in parts.items()}
+    return result
+
+
+def print_table(result: dict) -> None:
+    print(f"{'sequence':<10}{'frames':>8}{'PSNR (dB)':>12}{'repeat first frame (dB)':>26}")
+    for row in result["sequences"]:
+        print(f"{row['sequence']:<10}{row['frames_scored']:>8}{row['psnr']:>12.4f}{row['repeat_first']:>26.4f}")
+    for name, value in result["psnr"].items():
+        if value is not None:
+            print(f"{name:<18}{value:>12.4f}{result['repeat_first'][name]:>26.4f}")
+
+
+def run(argv: list[str] | None) -> None:
+    args = parse_flags(argv)
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise BadInput(f"--json {args.json} cannot be written; give a file in a folder that exists")
+    size = (args.frame_H, args.frame_W)
+    submission = split_sequences(args.submission, read_submission(args.submission, *size), args.length)
+    try:
+        truth = read_truth(args.truth, args.length, *size)
+    except OSError as error:
+        raise BadInput(f"{args.truth}: it cannot be read ({error}); check its permissions") from error
+    if len(submission) != len(truth):
+        raise BadInput(f"{args.submission} has {len(submission)} sequences, but {args.truth} "
+                       f"{len(truth)}; give the truth of the same sequences")
+    result = score(submission, truth)
+    print_table(result)
+    if args.json:
+        try:
+            write_json(args.json, result)
+        except BadInput as error:
+            raise BadInput(f"--json {args.json} cannot be written; give another file") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 after one sentence on stderr."""
+    return run_main("score_submission.py", lambda: run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
