@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataloader import (
     TestSequence,
@@ -31,11 +30,12 @@ from utils import (
     BadInput,
     FlagParser,
     as_bad_input,
+    check_writable,
     load_checkpoint,
     load_weights,
-    make_folder,
     number,
     pick_device,
+    progress_bar,
     replacing,
     run_main,
     write_json,
@@ -68,8 +68,7 @@ def generate_all(model: CVAE, sequences: list[TestSequence], latent: str, seed: 
     labels = torch.stack([s.labels[i] for s, i in zip(sequences, index, strict=True)])
     first = torch.stack([sequence.first_frame for sequence in sequences])
     noise = torch.Generator(device).manual_seed(seed)
-    progress = partial(tqdm, desc=f"{len(sequences)} sequence(s)", unit="frame",
-                       mininterval=0.5 if sys.stderr.isatty() else 30)
+    progress = partial(progress_bar, desc=f"{len(sequences)} sequence(s)", unit="frame")
     videos = model.generate(to_float(first.to(device)), to_float(labels.to(device)), latent, noise, progress)
     with as_bad_input(ValueError):
         videos = to_uint8(videos).cpu()
@@ -204,10 +203,12 @@ def main(argv: list[str] | None = None) -> None:
         check_submission(sequences, args.any_size)
         if args.truth:
             truths = read_truth(Path(args.truth), sequences, *size, args.num_workers)
-    make_folder(folder)
-    claim_result_folder(folder, args.overwrite)
+    old_results = check_result_folder(folder, args.overwrite)
 
     videos = generate_all(model, sequences, args.latent, args.seed, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in old_results:  # all of them: a mixture of two checkpoints' results would mislead
+        path.unlink()
     if args.split == "test":
         write_submission(videos, folder / "submission.csv")
     for sequence, video in zip(sequences, videos, strict=True):
@@ -222,15 +223,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"results are in {folder}")
 
 
-def claim_result_folder(folder: Path, overwrite: bool) -> None:
-    """BadInput: the folder holds results already, and ``overwrite`` does not allow to replace them."""
+def check_result_folder(folder: Path, overwrite: bool) -> list[Path]:
+    """The old results that are to be replaced. BadInput: ``overwrite`` is off, or the folder cannot be written."""
+    check_writable(folder)
     patterns = ("submission.csv", "summary.json", "psnr.png", "seq*.csv", "pred_seq*", "compare_seq*.gif")
     results = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if results and not overwrite:
         raise BadInput(f"--save_root {folder} holds results already ({results[0].name}); give --overwrite to replace "
                        "them, or another folder")
-    for path in results:  # all of them: a mixture of two checkpoints' results would mislead
-        path.unlink()
+    return results
 
 
 if __name__ == "__main__":

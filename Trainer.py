@@ -10,6 +10,7 @@ figures/. The dataset's layout stands in dataloader.py.
 """
 import argparse
 import math
+import shutil
 import sys
 import time
 from functools import partial
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataloader import ClipLoader, Recording, read_recording, read_validation, to_float
 from modules import figures
@@ -30,13 +30,14 @@ from utils import (
     FlagParser,
     MetricLog,
     as_bad_input,
+    check_writable,
     describe_run,
     load_checkpoint,
     load_weights,
-    make_folder,
     make_generators,
     number,
     pick_device,
+    progress_bar,
     run_main,
     save_checkpoint,
     write_json,
@@ -92,7 +93,7 @@ class Trainer:
         for fast, share in shares.items():
             recording = train.first(int(share * len(train.numbers)))
             loaders[fast] = ClipLoader(recording, args.train_vi_len, args.clip_stride or args.train_vi_len,
-                                       args.batch_size, self.device)
+                                       args.batch_size, self.device, "--fast_partial" if fast else "--partial")
         return loaders
 
     def fit(self) -> None:
@@ -104,18 +105,19 @@ class Trainer:
         while self.epoch < self.args.num_epoch:
             epoch, is_last = self.epoch, self.epoch + 1 == self.args.num_epoch
             began = time.perf_counter()
-            row = self.train_one_epoch()
+            row, frames = self.train_one_epoch()
             trained = time.perf_counter()
-            if not math.isfinite(row["train_loss"]):
-                raise BadInput(f"the training loss became {row['train_loss']} in epoch {epoch}; the weights before it "
-                               f"are in {folder / 'last.ckpt'}: continue from there with a smaller --lr or --clip_grad")
+            # Before anything is saved: the last good weights must outlive bad ones.
+            if not (math.isfinite(row["train_loss"]) and all(p.isfinite().all() for p in self.model.parameters())):
+                raise BadInput(f"the numbers went bad in epoch {epoch} (training loss {row['train_loss']:.3g}); the "
+                               f"weights before it are in {folder / 'last.ckpt'}: continue from there with a smaller "
+                               "--lr or --clip_grad")
             is_best = False
             if is_last or epoch % self.args.val_every == 0:
                 self.validation = self.validate()
                 row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
                 is_best = self.validation["psnr"] > self.best_psnr
                 self.best_psnr = max(self.best_psnr, self.validation["psnr"])
-            frames = row.pop("frames")
             log.add(row, {"epoch": epoch, "train_seconds": round(trained - began, 3),
                           "val_seconds": round(time.perf_counter() - trained, 3),
                           "frames_per_second": round(frames / (trained - began), 1)})
@@ -130,8 +132,8 @@ class Trainer:
             self.save(folder / "last.ckpt")
             log.write()
 
-    def train_one_epoch(self) -> dict:
-        """One pass over the shuffled clips. Returns the epoch's row for metrics.csv, and ``frames``, how many."""
+    def train_one_epoch(self) -> tuple[dict, int]:
+        """One pass over the shuffled clips. Returns the epoch's row for metrics.csv, and how many frames it saw."""
         args, epoch = self.args, self.epoch
         loader = self.loaders[args.fast_train and epoch < args.fast_train_epoch]
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
@@ -142,8 +144,8 @@ class Trainer:
         forced_clips = clips = 0
         shown = -math.inf
         self.model.train()
-        with tqdm(loader.batches(order), f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
-                  leave=False, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        with progress_bar(loader.batches(order), f"epoch {epoch}/{args.num_epoch - 1}", len(loader),
+                          unit="batch") as bar:
             for step, (frames, labels) in enumerate(bar):
                 lr = self.learning_rate(epoch + (step + 0.5) / len(loader))
                 if forced_epoch is None:
@@ -157,11 +159,11 @@ class Trainer:
                     shown = time.monotonic()
                     loss, _, _, quality = (sums / clips).tolist()
                     bar.set_postfix_str(f"loss {loss:.4g}, PSNR {quality:.2f} dB, beta {beta:.3g}, teacher forcing "
-                                        f"{ratio:.2f} {'on' if forced.any() else 'off'}, lr {lr:.2g}")
+                                        f"{ratio:.2f} {'on' if forced.any() else 'off'}, lr {lr:.2g}", refresh=False)
         loss, mse, kl, _ = (sums / clips).tolist()
-        return {"epoch": epoch, "train_loss": loss, "train_mse": mse, "train_kl": kl, "beta": beta, "tfr": ratio,
-                "tf_used": forced_clips / clips, "lr": lr, "val_loss": None, "val_psnr": None,
-                "frames": clips * args.train_vi_len}
+        row = {"epoch": epoch, "train_loss": loss, "train_mse": mse, "train_kl": kl, "beta": beta, "tfr": ratio,
+               "tf_used": forced_clips / clips, "lr": lr, "val_loss": None, "val_psnr": None}
+        return row, clips * args.train_vi_len
 
     def train_step(self, frames: Tensor, labels: Tensor, forced: Tensor, beta: float, lr: float) -> Tensor:
         """One update of the weights.
@@ -203,8 +205,7 @@ class Trainer:
         """
         truth = self.val_frames
         noise = torch.Generator(self.device).manual_seed(self.args.seed)
-        progress = partial(tqdm, desc="validation", unit="frame", leave=False,
-                           mininterval=0.5 if sys.stderr.isatty() else 30)
+        progress = partial(progress_bar, desc="validation", unit="frame")
         with self.autocast():
             prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise, progress)[0]
         per_frame = psnr(prediction[1:], truth[1:])
@@ -213,13 +214,12 @@ class Trainer:
 
     def draw(self, folder: Path, log: MetricLog) -> None:
         """Write the figures of the run so far, and a picture for TensorBoard."""
-        folder.mkdir(exist_ok=True)
         figures.plot_losses(self.metrics, folder / "loss.png")
         figures.plot_teacher_forcing(self.metrics, folder / "teacher_forcing.png")
         if self.validation is not None:
             self.draw_validation(folder)
             if self.args.store_visualization:
-                self.draw_gif(folder / f"val_epoch={self.epoch - 1}.gif")
+                shutil.copyfile(folder / "val.gif", folder / f"val_epoch={self.epoch - 1}.gif")
             last = len(self.val_frames) - 1
             shown = torch.arange(last // 4, last + 1, max(last // 4, 1))
             rows = [figures.tile(*clips)[0] for clips in zip(
@@ -229,14 +229,11 @@ class Trainer:
 
     def draw_validation(self, folder: Path, prefix: str = "") -> None:
         """Write PSNR per frame and truth | prediction | pose of the latest validation."""
-        folder.mkdir(parents=True, exist_ok=True)
         curves = {"prediction": self.validation["psnr_per_frame"],
                   "repeat the first frame": psnr(repeat_first(self.val_frames), self.val_frames)[1:].cpu()}
         figures.plot_psnr(curves, folder / f"{prefix}psnr_per_frame.png", f"Validation, epoch {self.epoch - 1}")
-        self.draw_gif(folder / f"{prefix}val.gif")
-
-    def draw_gif(self, path: Path) -> None:
-        figures.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(), path)
+        figures.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(),
+                                 folder / f"{prefix}val.gif")
 
     def save(self, path: Path) -> None:
         """Write everything that continuing needs."""
@@ -251,14 +248,18 @@ class Trainer:
         """Continue from a checkpoint that ``save`` wrote. BadInput: it does not fit."""
         load_weights(self.model, state, path)
         try:
+            flags = [{key: value for key, value in group.items() if key != "params"}
+                     for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, flags, strict=True):
+                group.update(own)  # moments are the checkpoint's, settings are the flags'
             for purpose, generator in self.generators.items():
                 # The latent generator's state is of its device's kind: on another device it starts anew.
                 if purpose != "latent" or generator.device.type == state["device"]:
                     generator.set_state(state["generators"][purpose])
             self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
             self.metrics, self.timing = state["metrics"], state["timing"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise BadInput(f"--ckpt_path {path}: its training state is damaged or for another --optim ({error}); "
                            "start from another checkpoint") from error
 
@@ -351,14 +352,14 @@ def make_parser() -> FlagParser:
     group.add_argument("--ckpt_path", help="checkpoint to continue from; flags given here win over its own")
     group.add_argument("--resume", action="store_true",
                        help="continue from --save_root/last.ckpt; without one, start there")
-    group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds, start anew")
+    group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds")
     group.add_argument("--test", action="store_true", help="validate --ckpt_path only")
     group.add_argument("--per_save", type=number(int, 1), default=3,
                        help="epochs between epoch=N.ckpt files and between figures")
     group.add_argument("--val_every", type=number(int, 1), default=1, help="epochs between validations")
     group.add_argument("--val_latent", choices=["prior", "mean"], default="prior",
                        help="z in validation: drawn from N(0, I), or its mean 0")
-    group.add_argument("--store_visualization", action="store_true",
+    group.add_argument("--store_visualization", action=switch, default=False,
                        help="keep a validation GIF at each save: figures/val_epoch=N.gif")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
     group.add_argument("--gpu", type=number(int, 1), default=1, help="number of GPUs; this version trains on one")
@@ -379,7 +380,9 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
         print(f"Trainer.py: --gpu {args.gpu}: this version trains on one GPU; going on with one", file=sys.stderr)
     if args.resume and args.overwrite:
         raise BadInput("--resume and --overwrite: one continues the run in --save_root, the other deletes it; give one")
-    if args.resume and not args.ckpt_path and (Path(args.save_root) / "last.ckpt").is_file():
+    if args.resume and args.ckpt_path:
+        raise BadInput("--resume and --ckpt_path: --resume continues from --save_root/last.ckpt; give one of the two")
+    if args.resume and (Path(args.save_root) / "last.ckpt").is_file():
         args.ckpt_path = str(Path(args.save_root) / "last.ckpt")
     if args.test and not args.ckpt_path:
         raise BadInput("--test validates a checkpoint; give one with --ckpt_path")
@@ -398,26 +401,38 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     return args, state
 
 
-def claim_run_folder(args: argparse.Namespace) -> None:
-    """Create --save_root, or make sure that it is this run's to write. BadInput: it holds another run."""
+# What a run writes, beside its checkpoints epoch=N.ckpt: whatever else lies in its folder is not ours to delete.
+RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
+             "events.out.tfevents.*", "figures/loss.png", "figures/teacher_forcing.png",
+             "figures/*psnr_per_frame.png", "figures/*val.gif", "figures/val_epoch=*.gif")
+
+
+def check_run_folder(args: argparse.Namespace) -> list[Path]:
+    """The files of another run that --overwrite allows to delete from --save_root; none for a new or continued run.
+
+    Raises
+    ------
+    BadInput : the folder cannot be written, or holds a run that is not to be continued or overwritten.
+    """
     folder = Path(args.save_root)
-    make_folder(folder)
+    check_writable(folder)
     # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
     continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
-    if not (folder / "config.json").exists() or args.resume or continues:
-        return
+    if continues and args.overwrite:
+        raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
+    if continues or not any((folder / name).exists() for name in RUN_FILES[:4]):
+        return []
     if not args.overwrite:
         raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
                        "--overwrite, or choose another folder")
-    # Only what a run writes: whatever else lies in the folder is not ours to delete.
-    for pattern in ("config.json", "metrics.csv", "timing.csv", "events.out.tfevents.*", "*.ckpt", "figures/*"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    return [path for pattern in RUN_FILES for path in folder.glob(pattern)]
 
 
 def main(argv: list[str] | None = None) -> None:
     args, state = parse_flags(argv)
     device = pick_device(args.device)
+    folder = Path(args.save_root)
+    old_run = [] if args.test else check_run_folder(args)
     root, size = Path(args.DR), (args.frame_H, args.frame_W)
     train = None if args.test else read_recording(root, "train", *size, args.num_workers)
     val = read_validation(root, args.val_vi_len, *size, args.num_workers)
@@ -425,9 +440,9 @@ def main(argv: list[str] | None = None) -> None:
     if state is not None:
         trainer.restore(state, Path(args.ckpt_path))
     if args.test:
-        make_folder(Path(args.save_root))
+        check_writable(folder)
         trainer.validation = trainer.validate()
-        trainer.draw_validation(Path(args.save_root) / "figures", "test_")
+        trainer.draw_validation(folder / "figures", "test_")
         loss, quality = trainer.validation["loss"], trainer.validation["psnr"]
         print(f"validation of {args.ckpt_path} (epoch {trainer.epoch - 1}, z: {args.val_latent}) over "
               f"{args.val_vi_len - 1} frames: loss {loss:.6f}, PSNR {quality:.3f} dB")
@@ -435,8 +450,10 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.epoch >= args.num_epoch:
         raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; give "
                        "more")
-    claim_run_folder(args)
-    write_json(Path(args.save_root) / "config.json", describe_run(args))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in old_run:
+        path.unlink()
+    write_json(folder / "config.json", describe_run(args))
     print(f"{len(trainer.loaders[False].starts)} clips of {args.train_vi_len} frames, "
           f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {device}, run folder {args.save_root}")
     trainer.fit()

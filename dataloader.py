@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
-from utils import BadInput
+from utils import BadInput, progress_bar
 
 FRAME_NAME = re.compile(r"\D*(\d+)\.png", re.IGNORECASE)
 
@@ -114,7 +113,7 @@ def read_images(paths: list[Path], height: int, width: int, num_workers: int, de
     # Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     pool = ThreadPoolExecutor(max(num_workers, 1))
     try:
-        for _ in tqdm(pool.map(read, range(len(paths))), desc, len(paths), unit="image", leave=False):
+        for _ in progress_bar(pool.map(read, range(len(paths))), desc, len(paths), unit="image"):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -197,7 +196,7 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -
 
 def natural_order(name: str) -> list:
     """Sort key that orders by the numbers in a name: 2 before 10."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
@@ -224,17 +223,19 @@ class ClipLoader:
     ----------
     length, stride : frames of a clip, frames between clip starts.
     batch_size : clips a batch; the last batch of an epoch may be smaller.
+    share_flag : the flag that chose the share of the frames, for the message.
 
     Raises
     ------
     BadInput : no stretch of the recording is long enough for a clip.
     """
 
-    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, device: torch.device):
+    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, device: torch.device,
+                 share_flag: str = "--partial"):
         self.starts = clip_starts(recording.numbers, length, stride)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
-                           "use); give more frames, a larger --partial or a smaller --train_vi_len")
+                           f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
         self.frames, self.labels = recording.frames.to(device), recording.labels.to(device)
         self.window = torch.arange(length)
         self.batch_size, self.device = batch_size, device

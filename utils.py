@@ -5,17 +5,18 @@ import csv
 import io
 import json
 import os
-import pickle
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from tqdm import tqdm
 
 CHECKPOINT_FORMAT = 1
 NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output")
@@ -33,6 +34,10 @@ def run_main(program: str, main: Callable[[], None]) -> int:
         main()
     except BadInput as error:
         print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{program}: error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); check "
+              "that it is there, that it is yours and that the disk has room", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -64,6 +69,12 @@ class FlagParser(argparse.ArgumentParser):
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         return shlex.split(arg_line, comments=True)
 
+    def parse_known_args(self, *args, **kwargs):
+        try:
+            return super().parse_known_args(*args, **kwargs)
+        except ValueError as error:  # an @file with an open quotation, or one that is no text
+            self.error(f"the flags cannot be read from the @file ({error})")
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see --help")
 
@@ -83,6 +94,11 @@ def number(kind: type, least: float, most: float = float("inf"), above: bool = F
         return value
 
     return parse
+
+
+def progress_bar(*args, **kwargs) -> tqdm:
+    """A tqdm bar that vanishes when it is done and is redrawn seldom where nobody watches (a log file)."""
+    return tqdm(*args, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30, **kwargs)
 
 
 # Device and randomness
@@ -128,14 +144,14 @@ def replacing(path: Path, mode: str = "wb", **kwargs) -> Iterator[io.IOBase]:
         temporary.unlink(missing_ok=True)
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder that can be written. BadInput where that fails."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise BadInput(f"--save_root {path} cannot be written ({error.strerror}); choose another folder") from error
+def check_writable(folder: Path) -> None:
+    """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "is no folder" if not nearest.is_dir() else "is write-protected"
+        raise BadInput(f"--save_root {folder} cannot be written ({nearest} {reason}); choose another folder")
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -169,8 +185,10 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise BadInput(f"--ckpt_path {path}: there is no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it finds odd in a broken file; the error below says it better
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise whatever it meets
         raise BadInput(f"--ckpt_path {path}: this file is broken or no checkpoint; give a .ckpt file that "
                        "Trainer.py wrote") from error
     parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
@@ -182,7 +200,12 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_weights(model: torch.nn.Module, state: dict, path: Path) -> None:
-    """Put a checkpoint's weights into a model, after checking names, shapes and types. BadInput: they don't fit."""
+    """Put a checkpoint's weights into a model, after checking names, shapes, types and values.
+
+    Raises
+    ------
+    BadInput : they are of another network, or not all of them are finite. The model is then as it was.
+    """
     expected, given = model.state_dict(), state["model"]
     for name in expected.keys() | given.keys():
         fits = (name in expected and isinstance(given.get(name), torch.Tensor)
@@ -190,6 +213,8 @@ def load_weights(model: torch.nn.Module, state: dict, path: Path) -> None:
         if not fits:
             raise BadInput(f"--ckpt_path {path}: it is from another network ({name} does not fit); give a checkpoint "
                            "of this network")
+    if not all(tensor.isfinite().all() for tensor in given.values()):
+        raise BadInput(f"--ckpt_path {path}: its weights hold NaN or infinite values; give an earlier one")
     model.load_state_dict(given)
 
 
