@@ -1,0 +1,463 @@
+"""The whole network: sizes, training clip and roll-out against slow loops over frames, loss, what may influence what.
+
+    python -m pytest tests/test_cvae.py
+"""
+import inspect
+
+import pytest
+import torch
+
+from modules.cvae import CVAE, POSES_AT_ONCE, clip_loss
+from modules.layers import ConvFFN
+
+TINY = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8}
+PARTS = {"frame_encoder": 193_568, "label_encoder": 16_832, "gaussian_predictor": 8_289,
+         "decoder_fusion": 617_768, "generator": 749_163}
+B, T, H, W = 3, 5, 8, 12
+
+MASKS = {  # of teacher forcing
+    "all on": torch.ones(B, dtype=torch.bool),
+    "all off": torch.zeros(B, dtype=torch.bool),
+    "some clips": torch.tensor([True, False, True]),
+    "some frames": torch.tensor([[False, True, False, True], [True, False, False, True], [True, True, False, False]]),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_model(dtype=torch.float64, **arguments) -> CVAE:
+    """Tiny, with weights a little larger, so that every input shows in the output of many frames later."""
+    torch.manual_seed(1)
+    model = CVAE(**TINY, **arguments).to(dtype)
+    with torch.no_grad():
+        for value in model.parameters():
+            value *= 1.3
+    return model
+
+
+def make_clips(dtype=torch.float64, batch: int = B, length: int = T, size: tuple[int, int] = (H, W)):
+    """Frames, labels and noise."""
+    return (torch.rand(batch, length, 3, *size, dtype=dtype), torch.rand(batch, length, 3, *size, dtype=dtype),
+            torch.randn(batch, length - 1, TINY["N_dim"], *size, dtype=dtype))
+
+
+def trained_statistics(model: CVAE) -> CVAE:
+    """One pass in training mode, so that BatchNorm's running statistics are no longer 0 and 1."""
+    dtype = next(model.parameters()).dtype
+    model.train()
+    with torch.no_grad():
+        model.label_encoder(torch.rand(8, 3, H, W, dtype=dtype) ** 2)
+    return model
+
+
+def state(model: CVAE) -> dict:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Construction
+
+def test_parameter_counts_at_the_default_sizes():
+    model = CVAE()
+    counts = {name: sum(value.numel() for value in part.parameters()) for name, part in model.named_children()}
+    assert counts == PARTS
+    assert sum(value.numel() for value in model.parameters()) == 1_585_620
+
+
+def test_state_has_the_five_prefixes_whatever_the_output_and_bptt():
+    names = set(CVAE(**TINY).state_dict())
+    assert {name.split(".")[0] for name in names} == set(PARTS)
+    assert names == set(CVAE(**TINY, output="linear", bptt=True).state_dict())
+    assert {"frame_encoder.0.conv1.weight", "frame_encoder.0.skip.bias", "frame_encoder.1.block.0.conv1.0.weight",
+            "label_encoder.1.weight", "label_encoder.2.running_mean", "label_encoder.4.conv2.bias",
+            "gaussian_predictor.6.weight", "decoder_fusion.2.block.0.adaptor.weight", "decoder_fusion.5.bias",
+            "generator.6.block.1.conv_out.weight", "generator.7.bias"} <= names
+
+
+def test_every_activation_bends():
+    model = CVAE()
+    activations = [part for part in model.modules() if isinstance(part, torch.nn.LeakyReLU)]
+    gates = [part.gate for part in model.modules() if isinstance(part, ConvFFN)]
+    assert {part.negative_slope for part in gates} == {0.1}
+    assert {part.negative_slope for part in activations if part not in gates} == {0.01}
+
+
+@pytest.mark.parametrize("name, size", [
+    ("F_dim", 12), ("F_dim", 0), ("F_dim", -8), ("L_dim", 3), ("L_dim", 0), ("L_dim", -2),
+    ("N_dim", 6), ("N_dim", 0), ("N_dim", -4), ("D_out_dim", 12), ("D_out_dim", 0), ("D_out_dim", -8),
+])
+def test_a_size_that_the_layers_cannot_have_is_refused_by_its_flag(name, size):
+    with pytest.raises(ValueError, match=f"--{name} {size}:"):
+        CVAE(**TINY | {name: size})
+
+
+def test_the_smallest_sizes_work():
+    model = CVAE(F_dim=8, L_dim=2, N_dim=4, D_out_dim=8)
+    frames, labels, noise = make_clips(torch.float32)
+    assert model(frames, labels, MASKS["all off"], noise)[0].shape == (B, T - 1, 3, H, W)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (9, 4)])
+def test_frame_sizes_down_to_four_and_odd_ones_work(size):
+    model = make_model(torch.float32)
+    frames, labels, _ = make_clips(torch.float32, size=size)
+    predictions, mu, logvar = model(frames, labels, MASKS["some clips"])
+    assert predictions.shape == (B, T - 1, 3, *size)
+    assert mu.shape == logvar.shape == (B, T - 1, 4, *size)
+    assert model.generate(frames[:, 0], labels).shape == (B, T, 3, *size)
+
+
+def test_the_output_reaches_the_generator():
+    frames, labels, noise = make_clips()
+    bounded, unbounded = (make_model(output=output) for output in ("sigmoid", "linear"))
+    bounded, unbounded = (model(frames, labels, MASKS["all on"], noise)[0] for model in (bounded, unbounded))
+    torch.testing.assert_close(bounded, torch.sigmoid(unbounded))
+    with pytest.raises(ValueError, match="tanh"):
+        make_model(output="tanh")
+
+
+# The training clip
+
+def slow_forward(model, frames, labels, forced, noise, bptt):
+    """The design's formulas, frame after frame and clip after clip; only the poses are encoded all at once."""
+    poses = model.label_encoder(torch.cat([labels[b, 1:] for b in range(B)]))
+    predictions, mus, logvars = [], [], []
+    for t in range(1, T):
+        pose = torch.stack([poses[b * (T - 1) + t - 1] for b in range(B)])
+        mu, logvar = model.gaussian_predictor(model.frame_encoder(frames[:, t]), pose)
+        z = mu + torch.sqrt(torch.exp(logvar)) * noise[:, t - 1]
+        inputs = []
+        for b in range(B):
+            real = t == 1 or bool(forced[b] if forced.dim() == 1 else forced[b, t - 1])
+            fed_back = None if real else predictions[-1][b] if bptt else predictions[-1][b].detach()
+            inputs.append(frames[b, t - 1] if real else fed_back)
+        fused = model.decoder_fusion(model.frame_encoder(torch.stack(inputs)), pose, z)
+        predictions.append(model.generator(fused))
+        mus.append(mu)
+        logvars.append(logvar)
+    return tuple(torch.stack(values, dim=1) for values in (predictions, mus, logvars))
+
+
+@pytest.mark.parametrize("bptt", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+def test_training_clip_equals_the_slow_loop(mask, bptt):
+    frames, labels, noise = make_clips()
+    results = []
+    for run in (CVAE.forward, lambda *arguments: slow_forward(*arguments, bptt)):
+        model = make_model(bptt=bptt)
+        outputs = run(model, frames, labels, MASKS[mask], noise)
+        clip_loss(outputs[0], frames[:, 1:], *outputs[1:], beta=0.01)[0].backward()
+        gradients = {name: value.grad for name, value in model.named_parameters()}
+        results.append((outputs, gradients, dict(model.named_buffers())))
+        assert model.label_encoder[2].num_batches_tracked.item() == 1
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_evaluation_of_a_clip_equals_the_slow_loop_and_leaves_the_statistics(mask):
+    model = trained_statistics(make_model()).eval()
+    frames, labels, noise = make_clips()
+    before = state(model)
+    outputs = model(frames, labels, MASKS[mask], noise)
+    torch.testing.assert_close(outputs, slow_forward(model, frames, labels, MASKS[mask], noise, False))
+    assert equal(state(model), before)
+
+
+def test_a_clip_of_two_frames_and_a_mask_for_each_form():
+    model = make_model().eval()
+    frames, labels, noise = make_clips(length=2)
+    first = model(frames, labels, torch.zeros(B, dtype=torch.bool), noise)
+    second = model(frames, labels, torch.ones(B, 1, dtype=torch.bool), noise)
+    assert first[0].shape == (B, 1, 3, H, W)
+    torch.testing.assert_close(first, second)  # the frame before is the first one, which is always real
+
+
+def test_the_mask_of_the_first_prediction_changes_nothing_and_every_other_one_does():
+    model = make_model().eval()
+    frames, labels, noise = make_clips()
+    with torch.no_grad():
+        for mask in (torch.zeros(B, T - 1, dtype=torch.bool), torch.ones(B, T - 1, dtype=torch.bool)):
+            base = model(frames, labels, mask, noise)[0]
+            for t in range(T - 1):
+                flipped = mask.clone()
+                flipped[1, t] = ~flipped[1, t]
+                change = difference(model(frames, labels, flipped, noise)[0], base)
+                assert not change[[0, 2]].any()
+                assert change[1, :t].any().item() is False
+                assert change[1, t].item() is (t > 0)
+
+
+def test_noise_comes_from_the_generator():
+    model = make_model().eval()
+    frames, labels, _ = make_clips()
+
+    def predict(**source):
+        return model(frames, labels, MASKS["some clips"], **source)[0]
+
+    drawn = predict(generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(B, T - 1, 4, H, W, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.equal(drawn, predict(noise=noise))
+    assert torch.equal(drawn, predict(generator=torch.Generator().manual_seed(3)))
+    assert not torch.allclose(drawn, predict(generator=torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("bptt", [False, True])
+@pytest.mark.parametrize("mask, linked", [
+    ("all off", [True, True, True, True]), ("all on", [False, False, False, True]),
+    ("some frames", [[False, False, False, True], [False, False, False, True], [False, True, True, True]]),
+])
+def test_gradient_flows_through_earlier_predictions_only_with_bptt(mask, linked, bptt):
+    """The noise of frame t reaches the last frame's loss through the prediction of frame t alone."""
+    model = make_model(bptt=bptt)
+    frames, labels, noise = make_clips()
+    noise.requires_grad_()
+    predictions = model(frames, labels, MASKS[mask], noise)[0]
+    (predictions[:, -1] - frames[:, -1]).square().mean().backward()
+    size = noise.grad.abs().amax(dim=(2, 3, 4))
+    expected = torch.tensor(linked).expand(B, -1) if bptt else torch.tensor([False] * (T - 2) + [True]).expand(B, -1)
+    assert torch.equal(size > 0, expected)
+    assert size[expected].min() > 1e-12
+
+
+# What may influence what
+
+def difference(first, second) -> torch.Tensor:
+    """(B, T-1) bool: where two sequences of frames differ; within rounding they must be equal."""
+    change = (first - second).abs().flatten(2).amax(2)
+    assert not ((change > 1e-13) & (change < 1e-9)).any()  # no doubtful case
+    return change > 1e-9
+
+
+def influence(model, clips, mask, kind: int) -> list[list[bool]]:
+    """[j][t]: does frame (kind 0), pose (1) or noise (2) number j of clip 1 change the prediction number t?"""
+    rows = []
+    with torch.no_grad():
+        base = model(*clips[:2], mask, clips[2])[0]
+        for j in range(clips[kind].shape[1]):
+            changed = [value.clone() for value in clips]
+            changed[kind][1, j] = torch.rand_like(changed[kind][1, j])
+            change = difference(model(*changed[:2], mask, changed[2])[0], base)
+            assert not change[[0, 2]].any()  # the other clips
+            rows.append(change[1].tolist())
+    return rows
+
+
+def test_with_teacher_forcing_a_prediction_sees_its_own_frame_and_the_one_before():
+    rows = influence(make_model().eval(), make_clips(), MASKS["all on"], 0)
+    assert rows == [[t + 1 in (j, j + 1) for t in range(T - 1)] for j in range(T)]
+
+
+def test_free_running_no_frame_changes_an_earlier_prediction():
+    rows = influence(make_model().eval(), make_clips(), MASKS["all off"], 0)
+    assert rows == [[t + 1 >= j for t in range(T - 1)] for j in range(T)]
+
+
+@pytest.mark.parametrize("mask, expected", [
+    ("all off", [[t + 1 >= j and j == 0 for t in range(T - 1)] for j in range(T)]),
+    ("all on", [[t == j for t in range(T - 1)] for j in range(T)]),
+])
+def test_real_frames_enter_through_the_posterior_and_teacher_forcing_alone(mask, expected):
+    model = make_model().eval()
+    with torch.no_grad():
+        model.gaussian_predictor[-1].weight.zero_()  # the posterior no longer looks at its frame
+    assert influence(model, make_clips(), MASKS[mask], 0) == expected
+
+
+@pytest.mark.parametrize("mask", ["all on", "all off"])
+def test_free_running_the_posteriors_see_the_real_frames_and_never_the_predictions(mask):
+    model = make_model().eval()
+    frames, labels, noise = make_clips()
+    _, mu, logvar = model(frames, labels, MASKS[mask], noise)
+    for t in range(1, T):
+        features = model.frame_encoder(frames[:, t]), model.label_encoder(labels[:, t])
+        torch.testing.assert_close((mu[:, t - 1], logvar[:, t - 1]), model.gaussian_predictor(*features))
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_poses_and_noise_change_no_earlier_prediction_and_the_first_pose_none(kind):
+    first = 1 if kind == 1 else 0  # pose number j belongs to prediction number j - 1
+    for mask, reach in (("all on", 0), ("all off", T)):
+        rows = influence(make_model().eval(), make_clips(), MASKS[mask], kind)
+        assert rows == [[0 <= j - first <= t <= j - first + reach for t in range(T - 1)]
+                        for j in range(T - 1 + first)]
+
+
+# The loss
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_clip_loss_is_the_sum_over_frames_averaged_over_the_batch(reduction, beta):
+    predictions, targets = torch.rand(2, B, T - 1, 3, H, W, dtype=torch.float64)
+    mu, logvar = torch.randn(2, B, T - 1, 4, H, W, dtype=torch.float64)
+    mse = kl = 0.0
+    for b in range(B):
+        for t in range(T - 1):
+            mse += ((predictions[b, t] - targets[b, t]) ** 2).mean().item() / B
+            values = 0.5 * (mu[b, t] ** 2 + logvar[b, t].exp() - 1 - logvar[b, t])
+            kl += (values.sum() if reduction == "sum" else values.mean()).item() / B
+    found = clip_loss(predictions, targets, mu, logvar, beta, reduction)
+    assert [value.item() for value in found] == pytest.approx([mse + beta * kl, mse, kl], rel=1e-12)
+    if reduction == "sum":
+        assert torch.equal(found[0], clip_loss(predictions, targets, mu, logvar, beta)[0])
+
+
+def test_clip_loss_is_zero_at_a_perfect_prediction_and_the_prior():
+    frames, zero = torch.rand(B, T - 1, 3, H, W), torch.zeros(B, T - 1, 4, H, W)
+    assert [value.item() for value in clip_loss(frames, frames, zero, zero, 1.0)] == [0, 0, 0]
+    with pytest.raises(ValueError, match="median"):
+        clip_loss(frames, frames, zero, zero, 1.0, "median")
+
+
+# The roll-out
+
+def slow_generate(model, first_frame, labels, z):
+    """Frame after frame in evaluation mode, each pose encoded on its own; z(t) gives the latent map."""
+    model.eval()
+    frames = [first_frame]
+    with torch.no_grad():
+        for t in range(1, labels.shape[1]):
+            features = model.frame_encoder(frames[-1]), model.label_encoder(labels[:, t])
+            frames.append(model.generator(model.decoder_fusion(*features, z(t))))
+    return torch.stack(frames, dim=1)
+
+
+def roll_out(length: int, batch: int = 2):
+    """A model whose statistics are trained, a first frame and poses."""
+    frames, labels, _ = make_clips(torch.float32, batch, length, (4, 5))
+    return trained_statistics(make_model(torch.float32)), frames[:, 0], labels
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, POSES_AT_ONCE + 1, 2 * POSES_AT_ONCE + 3])
+def test_mean_roll_out_equals_the_slow_loop(length):
+    model, first_frame, labels = roll_out(length)
+    video = model.generate(first_frame, labels, "mean")
+    assert torch.equal(video[:, 0], first_frame)
+    expected = slow_generate(model, first_frame, labels, lambda t: torch.zeros(2, 4, 4, 5))
+    torch.testing.assert_close(video, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prior_roll_out_equals_the_slow_loop_with_noise_drawn_frame_by_frame():
+    model, first_frame, labels = roll_out(POSES_AT_ONCE + 4)
+    video = model.generate(first_frame, labels, "prior", torch.Generator().manual_seed(5))
+    source = torch.Generator().manual_seed(5)
+    expected = slow_generate(model, first_frame, labels, lambda t: torch.randn(2, 4, 4, 5, generator=source))
+    torch.testing.assert_close(video, expected, rtol=1e-5, atol=1e-6)
+    default = model.generate(first_frame, labels, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(default, video)
+
+
+def test_seeds_decide_the_prior_roll_out_and_leave_the_mean_one():
+    model, first_frame, labels = roll_out(6)
+    for latent in ("prior", "mean"):
+        first, again, other = (model.generate(first_frame, labels, latent, torch.Generator().manual_seed(value))
+                               for value in (1, 1, 2))
+        assert torch.equal(first, again)
+        changed = (first - other).abs().flatten(2).amax(2)[:, 1:] > 1e-5
+        assert changed.all() if latent == "prior" else not changed.any()
+
+
+@pytest.mark.parametrize("latent", ["prior", "mean"])
+@pytest.mark.parametrize("short", [2, POSES_AT_ONCE, POSES_AT_ONCE + 1, POSES_AT_ONCE + 2])
+def test_a_longer_roll_out_begins_with_the_shorter_one(short, latent):
+    model, first_frame, labels = roll_out(POSES_AT_ONCE + 9)
+    videos = [model.generate(first_frame, labels[:, :length], latent, torch.Generator().manual_seed(1))
+              for length in (short, labels.shape[1])]
+    torch.testing.assert_close(videos[0], videos[1][:, :short], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_equals_each_of_its_clips_alone():
+    model, first_frame, labels = roll_out(7, batch=3)
+    alone = [model.generate(first_frame[b:b + 1], labels[b:b + 1], "mean") for b in range(3)]
+    torch.testing.assert_close(model.generate(first_frame, labels, "mean"), torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_roll_out_depends_on_the_first_frame_and_on_the_poses_so_far_without_the_first():
+    model, first_frame, labels = roll_out(5)
+    base = model.generate(first_frame, labels, "mean")
+
+    def changes(frame, poses):
+        return ((model.generate(frame, poses, "mean") - base).abs().flatten(2).amax(2) > 1e-6).any(0).tolist()
+
+    assert changes(torch.rand_like(first_frame), labels)[:2] == [True, True]
+    for t in range(5):
+        poses = labels.clone()
+        poses[:, t] = torch.rand_like(poses[:, t])
+        changed = changes(first_frame, poses)
+        assert changed[t] is (t > 0)
+        assert not any(changed[:t]) and (t > 0 or not any(changed))
+
+
+def test_roll_out_is_given_no_real_frame_but_the_first():
+    assert list(inspect.signature(CVAE.generate).parameters) == [
+        "self", "first_frame", "labels", "latent", "generator", "progress"]
+
+
+def test_forward_with_the_priors_noise_as_z_is_the_roll_out():
+    """Where the posterior is the prior, a free-running training clip and the roll-out are the same computation."""
+    model = trained_statistics(make_model(torch.float32)).eval()
+    frames, labels, noise = make_clips(torch.float32)
+    with torch.no_grad():
+        model.gaussian_predictor[-1].weight.zero_()
+        model.gaussian_predictor[-1].bias.zero_()
+        clip = model(frames, labels, MASKS["all off"], torch.zeros_like(noise))[0]
+    torch.testing.assert_close(model.generate(frames[:, 0], labels, "mean")[:, 1:], clip, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_roll_out_evaluates_in_either_mode_and_leaves_the_model_as_it_was(training):
+    model, first_frame, labels = roll_out(5)
+    expected = model.eval().generate(first_frame, labels, "mean")
+    model.train(training)
+    before = state(model)
+    video = model.generate(first_frame, labels, "mean")
+    assert torch.equal(video, expected)
+    assert all(part.training is training for part in model.modules())
+    assert equal(state(model), before)
+    assert not video.requires_grad and all(value.grad is None for value in model.parameters())
+
+
+def test_training_mode_comes_back_after_an_error():
+    model, first_frame, labels = roll_out(5)
+
+    def broken(frames):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(first_frame, labels, progress=broken)
+    assert all(part.training for part in model.modules())
+
+
+def test_progress_sees_every_predicted_frame_and_changes_nothing():
+    model, first_frame, labels = roll_out(POSES_AT_ONCE + 4)
+    seen = []
+
+    def progress(frames):
+        for t in frames:
+            seen.append(t)
+            yield t
+
+    video = model.generate(first_frame, labels, "mean", progress=progress)
+    assert len(seen) == labels.shape[1] - 1
+    assert torch.equal(video, model.generate(first_frame, labels, "mean"))
+
+
+def test_poses_of_a_long_roll_out_are_encoded_in_chunks_and_once_each():
+    model, first_frame, labels = roll_out(2 * POSES_AT_ONCE + 3)
+    counts = []
+    model.label_encoder.register_forward_hook(lambda part, inputs, output: counts.append(len(inputs[0])))
+    model.generate(first_frame, labels)
+    assert sum(counts) == 2 * (labels.shape[1] - 1)
+    assert max(counts) <= 2 * POSES_AT_ONCE
+
+
+@pytest.mark.parametrize("latent", ["posterior", "Prior", ""])
+def test_another_latent_is_refused(latent):
+    model, first_frame, labels = roll_out(3)
+    with pytest.raises(ValueError, match=f'not "{latent}"'):
+        model.generate(first_frame, labels, latent)

@@ -1,0 +1,334 @@
+"""The dataloader: order and pairing of frames, refusals, pixels, clips that respect cuts, test sequences, real data.
+
+    python -m pytest tests/test_dataloader.py
+"""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, H, W, make_video, write_pngs, write_sequence, write_split
+from PIL import Image
+from torchvision.transforms import Resize
+
+import dataloader
+import Trainer
+from modules.metrics import course_score, psnr, repeat_first
+from utils import BadInput
+
+CPU = torch.device("cpu")
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "edn_subset"
+
+
+def one_colour(value: int) -> np.ndarray:
+    return np.full((H, W, 3), value, np.uint8)
+
+
+def recording_of(numbers: list[int]) -> dataloader.Recording:
+    """A recording whose frame n is all n and whose pose is all n + 1."""
+    values = torch.tensor(numbers, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 5)
+    return dataloader.Recording(values.clone(), values + 1, torch.tensor(numbers))
+
+
+# Names
+
+def test_frames_come_in_numeric_order(tmp_path):
+    write_pngs(tmp_path, [one_colour(0)] * 4, [10, 2, 1, 100])
+    assert list(dataloader.list_frames(tmp_path)) == [1, 2, 10, 100]
+
+
+def test_names_may_have_a_prefix_zeros_and_capitals(tmp_path):
+    for name in ("frame7.png", "0008.png", "seq_a-0010.PNG", "9.png"):
+        Image.fromarray(one_colour(0)).save(tmp_path / name)
+    assert {number: path.name for number, path in dataloader.list_frames(tmp_path).items()} == {
+        7: "frame7.png", 8: "0008.png", 9: "9.png", 10: "seq_a-0010.PNG"}
+
+
+def test_stray_files_are_passed_over(tmp_path):
+    write_pngs(tmp_path, [one_colour(0)] * 2)
+    for name in (".DS_Store", "Thumbs.db", "._1.png", "notes.txt", "3.jpg"):
+        (tmp_path / name).write_bytes(b"stray")
+    assert list(dataloader.list_frames(tmp_path)) == [0, 1]
+
+
+@pytest.mark.parametrize("names", [("1.png", "01.png"), ("frame3.png", "3.png"), ("a2.png", "b2.PNG")])
+def test_two_files_with_one_number_are_refused(names, tmp_path):
+    for name in names:
+        Image.fromarray(one_colour(0)).save(tmp_path / name)
+    with pytest.raises(BadInput, match="same number . *; remove one") as error:
+        dataloader.list_frames(tmp_path)
+    assert all(name in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize("name", ["cover.png", "1_2.png", "3 copy.png"])
+def test_a_png_without_a_clear_number_is_refused(name, tmp_path):
+    Image.fromarray(one_colour(0)).save(tmp_path / name)
+    with pytest.raises(BadInput, match="not a number") as error:
+        dataloader.list_frames(tmp_path)
+    assert name in str(error.value)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="no such folder; point --truth"):
+        dataloader.list_frames(tmp_path / "gone", "--truth")
+    with pytest.raises(BadInput, match="no PNG file"):
+        dataloader.list_frames(tmp_path)
+
+
+# Pairs
+
+def test_frames_and_poses_are_paired_by_number_and_never_by_position(tmp_path):
+    """The names sort in another order than the numbers, and differently for frames and poses."""
+    for number in (9, 10, 2, 101):
+        for folder, name, value in (("train_img", f"{number}.png", number), ("train_label", f"p{number:05}.png", 100)):
+            (tmp_path / "train" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(one_colour(number + value)).save(tmp_path / "train" / folder / name)
+    recording = dataloader.read_recording(tmp_path, "train", H, W, 3)
+    assert recording.numbers.tolist() == [2, 9, 10, 101]
+    assert recording.frames[:, 0, 0, 0].tolist() == [4, 18, 20, 202]
+    assert recording.labels[:, 0, 0, 0].tolist() == [102, 109, 110, 201]
+    assert recording.frames.dtype == torch.uint8 and recording.frames.shape == (4, 3, H, W)
+
+
+@pytest.mark.parametrize("lost, word, named", [("train_label", "pose", "train_img"),
+                                               ("train_img", "frame", "train_label")])
+def test_a_frame_without_its_pose_and_the_reverse_are_refused(lost, word, named, tmp_path):
+    write_split(tmp_path, "train", 5, seed=0)
+    (tmp_path / "train" / lost / "3.png").unlink()
+    with pytest.raises(BadInput, match=f"its {word} is missing .*; add it or remove the") as error:
+        dataloader.read_recording(tmp_path, "train", H, W, 1)
+    assert str(tmp_path / "train" / named / "3.png") in str(error.value)
+    assert str(tmp_path / "train" / lost) in str(error.value)
+
+
+def test_equal_counts_with_different_numbers_are_refused(tmp_path):
+    write_pngs(tmp_path / "train" / "train_img", [one_colour(0)] * 3, [0, 1, 2])
+    write_pngs(tmp_path / "train" / "train_label", [one_colour(0)] * 3, [1, 2, 3])
+    with pytest.raises(BadInput, match="0.png: its pose is missing"):
+        dataloader.read_recording(tmp_path, "train", H, W, 1)
+
+
+# Pixels
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(8, 16), (32, 64), (5, 9), (37, 21), (7, 40), (1, 1)], ids=str)
+def test_pixels_are_those_of_torchvisions_resize(mode, size, tmp_path):
+    dice = np.random.default_rng(size[0])
+    if mode == "I;16":
+        image = Image.fromarray(dice.integers(0, 400, size, dtype=np.uint16))
+    else:
+        image = Image.fromarray(dice.integers(0, 256, (*size, 4), dtype=np.uint8), "RGBA")
+        image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
+        if mode == "LA":
+            image.putalpha(Image.fromarray(dice.integers(0, 256, size, dtype=np.uint8)))
+    assert image.mode == mode
+    image.save(tmp_path / "0.png")
+    expected = np.asarray(Resize((H, W))(Image.open(tmp_path / "0.png").convert("RGB")))
+    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), expected)
+
+
+def test_height_comes_first(tmp_path):
+    Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "0.png")
+    assert dataloader.read_image(tmp_path / "0.png", 6, 20).shape == (6, 20, 3)
+
+
+def test_what_is_no_whole_image_is_refused(tmp_path):
+    path = tmp_path / "4.png"
+    with pytest.raises(BadInput, match="no such file; add it"):
+        dataloader.read_image(path, H, W)
+    Image.fromarray(make_video(1, 0)[0][0]).save(path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 24, 7):  # the last bytes are checksums and the end mark, without any pixel
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match="4.png: .*; replace or remove the file"):
+            dataloader.read_image(path, H, W)
+    path.write_text("this is text")
+    with pytest.raises(BadInput, match="not an image"):
+        dataloader.read_image(path, H, W)
+
+
+def test_an_image_that_claims_an_absurd_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for size in ((8, 16), (40, 40)):  # a warning of Pillow, and an error
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "0.png")
+        with pytest.raises(BadInput, match="more than 100 pixels; replace"):
+            dataloader.read_image(tmp_path / "0.png", H, W)
+
+
+def test_a_gif_named_png_is_read_as_the_picture_it_is(tmp_path):
+    image = Image.fromarray(make_video(1, 0)[0][0]).quantize(256)
+    image.save(tmp_path / "0.png", "GIF")
+    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), np.asarray(image.convert("RGB")))
+
+
+def test_each_png_is_decoded_once_in_a_training(data, tmp_path, monkeypatch, no_figures):
+    decoded, before_training = [], []
+    read, train = dataloader.read_image, Trainer.Trainer.train_one_epoch
+    monkeypatch.setattr(dataloader, "read_image", lambda path, *size: decoded.append(path) or read(path, *size))
+    monkeypatch.setattr(Trainer.Trainer, "train_one_epoch",
+                        lambda trainer: before_training.append(len(decoded)) or train(trainer))
+    Trainer.main([*TINY, "--DR", str(data), "--save_root", str(tmp_path / "run"), "--num_epoch", "3"])
+    assert sorted(decoded) == sorted(path for split in ("train", "val") for path in (data / split).rglob("*.png"))
+    assert before_training == [len(decoded)] * 3
+
+
+# Clips
+
+def slow_clip_starts(numbers: list[int], length: int, stride: int) -> list[int]:
+    """Walk over the frames one by one; a counter since the last jump tells where a clip may start."""
+    starts, since_jump = [], 0
+    for i in range(len(numbers)):
+        since_jump = since_jump + 1 if i and numbers[i] == numbers[i - 1] + 1 else 0
+        whole = i + length <= len(numbers)
+        for j in range(i + 1, min(i + length, len(numbers))):
+            if numbers[j] != numbers[i] + j - i:
+                whole = False
+        if whole and since_jump % stride == 0:
+            starts.append(i)
+    return starts
+
+
+def test_clip_starts_equal_a_slow_double_loop():
+    dice = np.random.default_rng(0)
+    found = 0
+    for _ in range(400):
+        count, jumpy = int(dice.integers(1, 60)), dice.choice([0.0, 0.05, 0.3, 1.0])
+        steps = np.where(dice.random(count) < jumpy, dice.integers(1, 6, count), 1)
+        numbers = torch.from_numpy(int(dice.integers(5)) + steps.cumsum())
+        length, stride = int(dice.integers(1, 12)), int(dice.integers(1, 14))
+        starts = dataloader.clip_starts(numbers, length, stride)
+        assert starts.dtype == torch.int64
+        assert starts.tolist() == slow_clip_starts(numbers.tolist(), length, stride)
+        for start in starts.tolist():
+            assert numbers[start + length - 1] - numbers[start] == length - 1  # no jump inside
+        found += len(starts)
+    assert found > 1000
+
+
+def test_every_clip_comes_once_an_epoch_and_the_last_batch_may_be_smaller():
+    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 4, CPU)
+    assert len(loader.starts) == 8 and len(loader) == 2
+    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 3, CPU)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    batches = [frames for frames, _ in loader.batches(order)]
+    assert [len(batch) for batch in batches] == [3, 3, 2] and len(loader) == 3
+    first = (torch.cat(batches)[:, 0, 0, 0, 0] * 255).round().int().tolist()
+    expected = [0, 2, 4, 6, 20, 22, 24, 26]
+    assert sorted(first) == expected
+    assert first == [expected[clip] for clip in order]
+
+
+def test_batches_are_the_stored_pixels_divided_by_255():
+    dice = torch.Generator().manual_seed(0)
+    frames, labels = (torch.randint(256, (9, 3, 4, 5), dtype=torch.uint8, generator=dice) for _ in range(2))
+    loader = dataloader.ClipLoader(dataloader.Recording(frames, labels, torch.arange(9)), 3, 3, 2, CPU)
+    batches = list(loader.batches(torch.tensor([2, 0, 1])))
+    assert [tuple(batch.shape) for batch, _ in batches] == [(2, 3, 3, 4, 5), (1, 3, 3, 4, 5)]
+    for got, stored in zip((torch.cat(parts) for parts in zip(*batches, strict=True)), (frames, labels), strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
+
+
+def test_batches_can_begin_later():
+    loader = dataloader.ClipLoader(recording_of(list(range(20))), 4, 1, 5, CPU)
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(2))
+    whole, rest = list(loader.batches(order)), list(loader.batches(order, first=2))
+    assert len(whole) == 4 and len(rest) == 2
+    for (frames, labels), (late_frames, late_labels) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(frames, late_frames) and torch.equal(labels, late_labels)
+
+
+def test_a_recording_too_short_for_a_clip_is_refused():
+    with pytest.raises(BadInput, match="no 4 frames in a row .*--train_vi_len"):
+        dataloader.ClipLoader(recording_of([0, 1, 2, 5, 6, 7, 9]), 4, 1, 2, CPU)
+
+
+# Validation
+
+def test_validation_is_the_first_frames(tmp_path):
+    write_split(tmp_path, "val", 8, seed=0, numbers=[5, 6, 7, 8, 20, 21, 22, 23])
+    recording = dataloader.read_validation(tmp_path, 4, H, W, 1)
+    assert recording.numbers.tolist() == [5, 6, 7, 8]
+    assert torch.equal(recording.frames, torch.from_numpy(make_video(8, 0)[0][:4]).permute(0, 3, 1, 2))
+    with pytest.raises(BadInput, match="jumps from 8 to 20.* --val_vi_len 4"):
+        dataloader.read_validation(tmp_path, 5, H, W, 1)
+    with pytest.raises(BadInput, match="8 frames, fewer than --val_vi_len 9.* --val_vi_len 8"):
+        dataloader.read_validation(tmp_path, 9, H, W, 1)
+
+
+# Test sequences
+
+def test_sequences_come_in_numeric_order_with_their_first_frames(tmp_path):
+    for name in ("10", "2", "0", "1"):
+        write_sequence(tmp_path, name, 5, seed=int(name))
+    (tmp_path / "test" / "test_img" / ".DS_Store").write_bytes(b"")
+    sequences = dataloader.read_test_sequences(tmp_path, H, W, 2)
+    assert [sequence.name for sequence in sequences] == ["0", "1", "2", "10"]
+    for sequence in sequences:
+        frames, labels = make_video(5, int(sequence.name))
+        assert torch.equal(sequence.first_frame, torch.from_numpy(frames[0]).permute(2, 0, 1))
+        assert torch.equal(sequence.labels[1:], torch.from_numpy(labels[1:]).permute(0, 3, 1, 2))
+        assert sequence.numbers == [0, 1, 2, 3, 4]
+
+
+def test_the_first_frame_is_the_lowest_number_and_its_pose_may_be_missing(tmp_path):
+    frames, labels = make_video(4, 3)
+    write_pngs(tmp_path / "test" / "test_img" / "0", frames[:2], [10, 9])
+    write_pngs(tmp_path / "test" / "test_label" / "0", labels[1:], [10, 11, 12])
+    sequence, = dataloader.read_test_sequences(tmp_path, H, W, 1)
+    assert torch.equal(sequence.first_frame, torch.from_numpy(frames[1]).permute(2, 0, 1))
+    assert sequence.numbers == [9, 10, 11, 12] and sequence.labels.shape == (4, 3, H, W)
+    assert torch.equal(sequence.labels[1:], torch.from_numpy(labels[1:]).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("gap", ["1", "2"])
+def test_a_gap_in_the_poses_is_refused(gap, tmp_path):
+    write_sequence(tmp_path, "0", 5, seed=0)
+    (tmp_path / "test" / "test_label" / "0" / f"{gap}.png").unlink()
+    with pytest.raises(BadInput, match=f"the pose of frame {gap} is missing; add {gap}.png"):
+        dataloader.read_test_sequences(tmp_path, H, W, 1)
+
+
+def test_a_sequence_without_poses_or_first_frame_is_refused(tmp_path):
+    write_sequence(tmp_path, "0", 3, seed=0)
+    (tmp_path / "test" / "test_img" / "1").mkdir()
+    with pytest.raises(BadInput, match="test_label.1: this folder is missing"):
+        dataloader.read_test_sequences(tmp_path, H, W, 1)
+    (tmp_path / "test" / "test_label" / "1").mkdir()
+    with pytest.raises(BadInput, match="test_img.1: there is no PNG"):
+        dataloader.read_test_sequences(tmp_path, H, W, 1)
+
+
+# The real data, for those who have them
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    if not (REAL / "unpack.py").exists():
+        pytest.skip("the real subset is not beside this checkout (../shared/data/edn_subset)")
+    root = tmp_path_factory.mktemp("real")
+    subprocess.run([sys.executable, REAL / "unpack.py", root], check=True, capture_output=True)
+    return root
+
+
+def test_the_real_recording_reads_back_and_no_clip_runs_across_its_cuts(real):
+    recording = dataloader.read_recording(real, "train", 32, 64, 2)
+    assert recording.frames.shape == recording.labels.shape == (2830, 3, 32, 64)
+    assert recording.numbers.tolist() == [*range(19), *range(22, 1003), *range(2030, 3860)]
+    stored = np.load(REAL / "train.npz")
+    for images, name in ((recording.frames, "frames"), (recording.labels, "labels")):
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), stored[name])
+    starts = dataloader.clip_starts(recording.numbers, 16, 1)
+    assert len(starts) == (19 - 15) + (981 - 15) + (1830 - 15)
+    assert (recording.numbers[starts + 15] - recording.numbers[starts] == 15).all()
+
+
+def test_repeating_the_first_real_frame_scores_what_the_data_say(real):
+    """Over frames 1..600, as the course scores; over all of 1..629 it is 35.4 and 20.7 dB."""
+    val = dataloader.read_validation(real, 630, 32, 64, 2).frames
+    truth = dataloader.list_frames(real / "truth" / "0")
+    test = dataloader.read_images(list(truth.values()), 32, 64, 2, "truth")
+    assert len(test) == 630
+    for frames, expected in ((val, 35.8), (test, 21.0)):
+        assert course_score(psnr(repeat_first(frames), frames, 255)) == pytest.approx(expected, abs=0.1)
