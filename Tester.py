@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dataloader import (
-    TestSequence,
+    GivenSequence,
     list_frames,
     read_images,
     read_test_sequences,
@@ -29,8 +29,8 @@ from modules.metrics import brightness_error, course_score, psnr, repeat_first, 
 from utils import (
     BadInput,
     FlagParser,
-    as_bad_input,
     check_writable,
+    folder_name,
     load_checkpoint,
     load_weights,
     number,
@@ -43,18 +43,21 @@ from utils import (
 )
 
 COURSE_FRAME, COURSE_LENGTH = (32, 64), 630  # what the course's submission has room for
-SCORES = ("frame", "psnr", "ssim", "brightness_error", "psnr_repeat_first")
+SCORES = ("frame", "psnr", "ssim", "brightness_error",
+          "psnr_repeat_first", "ssim_repeat_first", "brightness_error_repeat_first")
 
 
 def load_model(state: dict, path: Path, device: torch.device) -> CVAE:
     """The network of a checkpoint on ``device``. BadInput: its sizes or weights are none of this network."""
-    with as_bad_input(ValueError, TypeError):
+    try:
         model = CVAE(**state["network"])
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"--ckpt_path {path}: its network cannot be ({error}); give another checkpoint") from error
     load_weights(model, state, path)
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
-def generate_all(model: CVAE, sequences: list[TestSequence], latent: str, seed: int, device: torch.device
+def generate_all(model: CVAE, sequences: list[GivenSequence], latent: str, seed: int, device: torch.device
                  ) -> list[Tensor]:
     """Roll out all sequences in one batch.
 
@@ -70,12 +73,13 @@ def generate_all(model: CVAE, sequences: list[TestSequence], latent: str, seed: 
     noise = torch.Generator(device).manual_seed(seed)
     progress = partial(progress_bar, desc=f"{len(sequences)} sequence(s)", unit="frame")
     videos = model.generate(to_float(first.to(device)), to_float(labels.to(device)), latent, noise, progress)
-    with as_bad_input(ValueError):
-        videos = to_uint8(videos).cpu()
+    if not videos.isfinite().all():
+        raise BadInput("--ckpt_path: this checkpoint generates NaN or infinite pixels; give an earlier one")
+    videos = to_uint8(videos).cpu()
     return [video[:len(sequence.labels)] for video, sequence in zip(videos, sequences, strict=True)]
 
 
-def check_submission(sequences: list[TestSequence], any_size: bool) -> None:
+def check_submission(sequences: list[GivenSequence], any_size: bool) -> None:
     """BadInput: the course's submission has no room for these sequences, and ``any_size`` does not allow it."""
     for sequence in sequences:
         length, size = len(sequence.labels), tuple(sequence.labels.shape[-2:])
@@ -102,7 +106,7 @@ def write_submission(videos: list[Tensor], path: Path) -> None:
                 row += 1
 
 
-def read_truth(folder: Path, sequences: list[TestSequence], height: int, width: int, num_workers: int) -> list[Tensor]:
+def read_truth(folder: Path, sequences: list[GivenSequence], height: int, width: int, num_workers: int) -> list[Tensor]:
     """The real frames of the sequences, uint8 (T, 3, H, W) each, from folder/K/N.png. BadInput: one is missing."""
     truths = []
     for sequence in sequences:
@@ -120,10 +124,12 @@ def score(video: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
     Both are uint8 (T, 3, H, W): the pixels that are submitted are the pixels that are scored.
     """
-    prediction, target = video.float() / 255, truth.float() / 255
-    return {"frame": torch.arange(len(video)), "psnr": psnr(prediction, target), "ssim": ssim(prediction, target),
-            "brightness_error": brightness_error(prediction, target),
-            "psnr_repeat_first": psnr(repeat_first(target), target)}
+    prediction, target = to_float(video), to_float(truth)
+    scores = {"frame": torch.arange(len(video))}
+    for suffix, frames in (("", prediction), ("_repeat_first", repeat_first(target))):
+        scores |= {f"psnr{suffix}": psnr(frames, target), f"ssim{suffix}": ssim(frames, target),
+                   f"brightness_error{suffix}": brightness_error(frames, target)}
+    return scores
 
 
 def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
@@ -133,22 +139,24 @@ def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
             "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"])}
 
 
-def write_scores(folder: Path, sequences: list[TestSequence], videos: list[Tensor], truths: list[Tensor],
-                 settings: dict) -> None:
+def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tensor], truths: list[Tensor],
+                 fps: float, settings: dict) -> None:
     """Write the scores and their pictures, and print the summary."""
-    summaries, curves = {}, {}
+    summaries, curves, baselines = {}, {}, []
     for sequence, video, truth in zip(sequences, videos, truths, strict=True):
         scores = score(video, truth)
         rows = zip(*(scores[name].tolist() for name in SCORES), strict=True)
         write_table(folder / f"seq{sequence.name}.csv", SCORES, [dict(zip(SCORES, row, strict=True)) for row in rows])
-        figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif")
+        figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
         summary = summaries[sequence.name] = summarise(scores)
         curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
-        if len(sequences) == 1:
-            curves["repeat the first frame"] = scores["psnr_repeat_first"][1:]
+        baselines.append(scores["psnr_repeat_first"][1:])
         print(f"sequence {sequence.name}: PSNR {summary['psnr']:.2f} dB (repeat the first frame "
               f"{summary['psnr_repeat_first']:.2f}), frames 1..600 {summary['course_psnr']:.2f} dB, SSIM "
               f"{summary['ssim']:.4f}, brightness error {summary['brightness_error']:+.4f}")
+    # One curve for all: each frame's mean over the sequences that are long enough.
+    baseline = torch.nn.utils.rnn.pad_sequence(baselines, padding_value=torch.nan).nanmean(dim=1)
+    curves["repeat the first frame"] = baseline
     figures.plot_psnr(curves, folder / "psnr.png", "PSNR per frame, free-running")
     mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]}
     write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
@@ -168,20 +176,23 @@ def make_parser() -> FlagParser:
     group.add_argument("--latent", choices=["prior", "mean"], default="prior",
                        help="z of each frame: drawn from N(0, I), or its mean 0")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of z")
-    group.add_argument("--val_vi_len", type=number(int, 2), default=630,
+    group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
                        help="length of the validation sequence, frames")
     group = parser.add_argument_group("what to write")
-    group.add_argument("--save_root", required=True, help="folder for the results")
-    group.add_argument("--overwrite", action="store_true", help="replace the results that --save_root holds")
+    group.add_argument("--save_root", required=True, type=folder_name, help="folder for the results")
+    group.add_argument("--overwrite", action="store_true",
+                       help="replace all results that --save_root holds, of either split")
     group.add_argument("--any_size", action="store_true",
                        help="write submission.csv for other frame sizes and lengths than the course's, too")
     group.add_argument("--make_gif", action=argparse.BooleanOptionalAction, default=True,
-                       help="write pred_seqK.gif for each sequence")
+                       help="write pred_seqK.gif for each sequence (comparisons with a truth are always drawn)")
     group.add_argument("--mp4", action="store_true", help="write pred_seqK.mp4, too")
-    group.add_argument("--fps", type=number(float, 0, 50, above=True), default=20.0, help="frames a second of both")
+    group.add_argument("--fps", type=number(float, 0, 50, above=True), default=20.0,
+                       help="frames a second of every GIF and MP4")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
-    group.add_argument("--num_workers", type=number(int, 1), default=4, help="threads that decode images")
+    group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
+                       help="threads that decode images; 0: one")
     return parser
 
 
@@ -190,20 +201,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.truth and args.split == "val":
         raise BadInput("--truth is for the test sequences; the validation sequence has its own: leave --truth out")
     device, root, folder = pick_device(args.device), Path(args.DR), Path(args.save_root)
+    old_results = check_result_folder(folder, args.overwrite)
     state = load_checkpoint(Path(args.ckpt_path))
     size = tuple(state["frame_size"])
     model = load_model(state, Path(args.ckpt_path), device)
     truths = None
     if args.split == "val":
         val = read_validation(root, args.val_vi_len, *size, args.num_workers)
-        sequences = [TestSequence("val", val.frames[0], val.labels, val.numbers.tolist())]
+        sequences = [GivenSequence("val", val.frames[0], val.labels, val.numbers.tolist())]
         truths = [val.frames]
     else:
         sequences = read_test_sequences(root, *size, args.num_workers)
         check_submission(sequences, args.any_size)
         if args.truth:
             truths = read_truth(Path(args.truth), sequences, *size, args.num_workers)
-    old_results = check_result_folder(folder, args.overwrite)
 
     videos = generate_all(model, sequences, args.latent, args.seed, device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     if truths is not None:
         settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
                     "latent": args.latent, "seed": args.seed}
-        write_scores(folder, sequences, videos, truths, settings)
+        write_scores(folder, sequences, videos, truths, args.fps, settings)
     print(f"results are in {folder}")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloader import ClipLoader, Recording, read_recording, read_validation, to_float
+from dataloader import ClipLoader, read_recording, read_validation, to_float
 from modules import figures
 from modules.cvae import CVAE, clip_loss
 from modules.metrics import psnr, repeat_first
@@ -32,6 +32,7 @@ from utils import (
     as_bad_input,
     check_writable,
     describe_run,
+    folder_name,
     load_checkpoint,
     load_weights,
     make_generators,
@@ -46,6 +47,8 @@ from utils import (
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
 CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers")
 
+POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
+
 
 class Trainer:
     """A training run: the model, its schedules and optimiser, the data, and the state that a checkpoint keeps.
@@ -54,15 +57,13 @@ class Trainer:
     ----------
     args : the flags of ``make_parser``.
     device : where the model and the frames live.
-    train : the training recording; None to validate only.
-    val : the validation sequence, ``--val_vi_len`` frames.
 
     Raises
     ------
     BadInput : flags that no run can have; the message names them.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, train: Recording | None, val: Recording):
+    def __init__(self, args: argparse.Namespace, device: torch.device):
         self.args, self.device = args, device
         torch.manual_seed(args.seed)  # the initial weights
         with as_bad_input(ValueError):
@@ -78,23 +79,34 @@ class Trainer:
         decay = args.weight_decay if args.weight_decay is not None else {"Adam": 0.0, "AdamW": 0.01}[args.optim]
         self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay)
         self.generators = make_generators(args.seed, device)
-        self.val_frames, self.val_labels = (to_float(x.to(device)) for x in (val.frames, val.labels))
-        self.loaders = None if train is None else self._make_loaders(train)
         self.epoch = 0  # the epoch to be run next
         self.best_psnr = -math.inf
         self.metrics: list[dict] = []
         self.timing: list[dict] = []
         self.validation: dict | None = None  # the latest result of validate()
 
-    def _make_loaders(self, train: Recording) -> dict[bool, ClipLoader]:
-        """Loaders of the fast epochs (True), where there are any, and of all others (False)."""
-        args, loaders = self.args, {}
-        shares = {False: args.partial, **({True: args.fast_partial} if args.fast_train else {})}
-        for fast, share in shares.items():
-            recording = train.first(int(share * len(train.numbers)))
-            loaders[fast] = ClipLoader(recording, args.train_vi_len, args.clip_stride or args.train_vi_len,
-                                       args.batch_size, self.device, "--fast_partial" if fast else "--partial")
-        return loaders
+    def load_data(self) -> None:
+        """Read the validation sequence and, unless --test, the training frames from --DR onto the device.
+
+        Raises
+        ------
+        BadInput : the dataset is missing, incomplete, damaged or too short; the message names the file or folder.
+        """
+        args, root = self.args, Path(self.args.DR)
+        size = args.frame_H, args.frame_W, args.num_workers
+        val = read_validation(root, args.val_vi_len, *size).to(self.device)
+        self.val_frames, self.val_labels = to_float(val.frames), to_float(val.labels)
+        if args.test:
+            return
+        train = read_recording(root, "train", *size).to(self.device)
+        shares = {False: ("--partial", args.partial)}
+        if args.fast_train:
+            shares[True] = ("--fast_partial", args.fast_partial)
+        self.loaders = {}  # of the fast epochs (True), where there are any, and of all others (False)
+        for fast, (flag, share) in shares.items():
+            recording = train.first(int(share * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
+            self.loaders[fast] = ClipLoader(recording, args.train_vi_len, args.clip_stride or args.train_vi_len,
+                                            args.batch_size, flag)
 
     def fit(self) -> None:
         """Train up to --num_epoch epochs; log, validate and save as the flags say."""
@@ -106,6 +118,7 @@ class Trainer:
             epoch, is_last = self.epoch, self.epoch + 1 == self.args.num_epoch
             began = time.perf_counter()
             row, frames = self.train_one_epoch()
+            self.estimate_statistics()
             trained = time.perf_counter()
             # Before anything is saved: the last good weights must outlive bad ones.
             if not (math.isfinite(row["train_loss"]) and all(p.isfinite().all() for p in self.model.parameters())):
@@ -113,8 +126,9 @@ class Trainer:
                                f"weights before it are in {folder / 'last.ckpt'}: continue from there with a smaller "
                                "--lr or --clip_grad")
             is_best = False
-            if is_last or epoch % self.args.val_every == 0:
-                self.validation = self.validate()
+            is_save = is_last or epoch % self.args.per_save == 0
+            if is_last or epoch % self.args.val_every == 0 or (is_save and self.args.store_visualization):
+                self.validation = self.validate(epoch)
                 row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
                 is_best = self.validation["psnr"] > self.best_psnr
                 self.best_psnr = max(self.best_psnr, self.validation["psnr"])
@@ -123,7 +137,6 @@ class Trainer:
                           "frames_per_second": round(frames / (trained - began), 1)})
             print(describe_epoch(row, self.args.num_epoch), flush=True)
             self.epoch += 1
-            is_save = is_last or epoch % self.args.per_save == 0
             if is_save:
                 self.save(folder / f"epoch={epoch}.ckpt")
                 self.draw(folder / "figures", log)
@@ -190,17 +203,22 @@ class Trainer:
         with torch.no_grad():
             return torch.stack([loss, mse, kl, psnr(predictions, frames[:, 1:]).mean()])
 
+    def estimate_statistics(self) -> None:
+        """Give the label encoder statistics that fit its present weights, from poses spread over the training data."""
+        labels = self.loaders[False].labels
+        self.model.label_encoder.estimate_statistics(to_float(labels[::max(len(labels) // POSES_FOR_STATISTICS, 1)]))
+
     def _draw_teacher_forcing(self, count: int, ratio: float) -> Tensor:
         return torch.rand(count, generator=self.generators["teacher_forcing"]) < ratio
 
-    def validate(self) -> dict:
+    def validate(self, epoch: int) -> dict:
         """Free-running roll-out over the validation sequence from its first frame.
 
-        z is drawn from the same seed each time, so that epochs compare.
+        z is drawn from the same seed each time, so that epochs compare. ``epoch`` is the one that was trained last.
 
         Returns
         -------
-        loss : mean MSE over frames 1..T-1, without KL. psnr : mean PSNR over the same frames, dB.
+        epoch : as given. loss : mean MSE over frames 1..T-1, without KL. psnr : mean PSNR over the same, dB.
         psnr_per_frame : (T-1,). prediction : (T, 3, H, W), the given first frame included.
         """
         truth = self.val_frames
@@ -209,8 +227,9 @@ class Trainer:
         with self.autocast():
             prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise, progress)[0]
         per_frame = psnr(prediction[1:], truth[1:])
-        return {"loss": (prediction[1:] - truth[1:]).square().mean().item(), "psnr": per_frame.mean().item(),
-                "psnr_per_frame": per_frame.cpu(), "prediction": prediction.cpu()}
+        loss = (prediction[1:] - truth[1:]).square().mean().item()
+        return {"epoch": epoch, "loss": loss, "psnr": per_frame.mean().item(), "psnr_per_frame": per_frame.cpu(),
+                "prediction": prediction.cpu()}
 
     def draw(self, folder: Path, log: MetricLog) -> None:
         """Write the figures of the run so far, and a picture for TensorBoard."""
@@ -219,19 +238,20 @@ class Trainer:
         if self.validation is not None:
             self.draw_validation(folder)
             if self.args.store_visualization:
-                shutil.copyfile(folder / "val.gif", folder / f"val_epoch={self.epoch - 1}.gif")
+                shutil.copyfile(folder / "val.gif", folder / f"val_epoch={self.validation['epoch']}.gif")
             last = len(self.val_frames) - 1
             shown = torch.arange(last // 4, last + 1, max(last // 4, 1))
             rows = [figures.tile(*clips)[0] for clips in zip(
                 self.val_frames[shown].cpu().split(1), self.validation["prediction"][shown].split(1),
                 self.val_labels[shown].cpu().split(1), strict=True)]
-            log.add_picture(torch.cat(rows, dim=1), self.epoch - 1)
+            log.add_picture(torch.cat(rows, dim=1), self.validation["epoch"])
 
     def draw_validation(self, folder: Path, prefix: str = "") -> None:
         """Write PSNR per frame and truth | prediction | pose of the latest validation."""
         curves = {"prediction": self.validation["psnr_per_frame"],
                   "repeat the first frame": psnr(repeat_first(self.val_frames), self.val_frames)[1:].cpu()}
-        figures.plot_psnr(curves, folder / f"{prefix}psnr_per_frame.png", f"Validation, epoch {self.epoch - 1}")
+        title = f"Validation, epoch {self.validation['epoch']}"
+        figures.plot_psnr(curves, folder / f"{prefix}psnr_per_frame.png", title)
         figures.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(),
                                  folder / f"{prefix}val.gif")
 
@@ -278,12 +298,13 @@ def make_parser() -> FlagParser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--DR", required=True, help="root folder of the dataset")
-    group.add_argument("--frame_H", type=number(int, 4), default=32, help="height of the frames, pixels")
-    group.add_argument("--frame_W", type=number(int, 4), default=64, help="width of the frames, pixels")
-    group.add_argument("--train_vi_len", type=number(int, 2), default=16, help="length of a training clip, frames")
-    group.add_argument("--val_vi_len", type=number(int, 2), default=630,
+    group.add_argument("--frame_H", type=number(int, 4, 4096), default=32, help="height of the frames, pixels")
+    group.add_argument("--frame_W", type=number(int, 4, 4096), default=64, help="width of the frames, pixels")
+    group.add_argument("--train_vi_len", type=number(int, 2, 10**6), default=16,
+                       help="length of a training clip, frames")
+    group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
                        help="length of the validation sequence, frames")
-    group.add_argument("--clip_stride", type=number(int, 1),
+    group.add_argument("--clip_stride", type=number(int, 1, 10**6),
                        help="frames between the starts of training clips; None: the clip's length, no overlap")
     group.add_argument("--partial", type=number(float, 0, 1, above=True), default=1.0,
                        help="share of the training frames in use, the first in number order")
@@ -293,11 +314,12 @@ def make_parser() -> FlagParser:
                        help="share of the training frames in the fast epochs")
     group.add_argument("--fast_train_epoch", type=number(int, 0), default=5, help="number of fast epochs")
 
+    channels = number(int, 1, 8192)
     group = parser.add_argument_group("network (another network than a checkpoint's is refused)")
-    group.add_argument("--F_dim", type=number(int, 1), default=128, help="frame feature channels, a multiple of 8")
-    group.add_argument("--L_dim", type=number(int, 1), default=32, help="pose feature channels, a multiple of 2")
-    group.add_argument("--N_dim", type=number(int, 1), default=12, help="latent map channels, a multiple of 4")
-    group.add_argument("--D_out_dim", type=number(int, 1), default=192,
+    group.add_argument("--F_dim", type=channels, default=128, help="frame features' channels, a multiple of 8")
+    group.add_argument("--L_dim", type=channels, default=32, help="pose feature channels, a multiple of 2")
+    group.add_argument("--N_dim", type=channels, default=12, help="latent map channels, a multiple of 4")
+    group.add_argument("--D_out_dim", type=channels, default=192,
                        help="fused feature channels, a multiple of 8")
     group.add_argument("--output", choices=["sigmoid", "linear"], default="sigmoid",
                        help="the generator's last activation; linear is the course's, unbounded")
@@ -329,8 +351,8 @@ def make_parser() -> FlagParser:
                        help="KL summed over the latent map (the course's) or its mean")
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--num_epoch", type=number(int, 1), default=70, help="length of the run, epochs")
-    group.add_argument("--batch_size", type=number(int, 1), default=2, help="clips a step")
+    group.add_argument("--num_epoch", type=number(int, 1, 10**9), default=70, help="length of the run, epochs")
+    group.add_argument("--batch_size", type=number(int, 1, 10**6), default=2, help="clips a step")
     group.add_argument("--optim", choices=["Adam", "AdamW"], default="Adam", help="optimiser")
     group.add_argument("--weight_decay", type=number(float, 0), help="None: 0 for Adam, 0.01 for AdamW")
     group.add_argument("--lr", type=number(float, 0, above=True), default=0.001, help="learning rate")
@@ -348,11 +370,12 @@ def make_parser() -> FlagParser:
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of every random choice")
 
     group = parser.add_argument_group("run")
-    group.add_argument("--save_root", required=True, help="run folder; a new run wants an empty or new one")
+    group.add_argument("--save_root", required=True, type=folder_name,
+                       help="run folder; a new run refuses one that holds a run")
     group.add_argument("--ckpt_path", help="checkpoint to continue from; flags given here win over its own")
     group.add_argument("--resume", action="store_true",
                        help="continue from --save_root/last.ckpt; without one, start there")
-    group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds")
+    group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds, start anew")
     group.add_argument("--test", action="store_true", help="validate --ckpt_path only")
     group.add_argument("--per_save", type=number(int, 1), default=3,
                        help="epochs between epoch=N.ckpt files and between figures")
@@ -363,8 +386,18 @@ def make_parser() -> FlagParser:
                        help="keep a validation GIF at each save: figures/val_epoch=N.gif")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
     group.add_argument("--gpu", type=number(int, 1), default=1, help="number of GPUs; this version trains on one")
-    group.add_argument("--num_workers", type=number(int, 1), default=4, help="threads that decode images")
+    group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
+                       help="threads that decode images; 0: one")
     return parser
+
+
+def write_flag(flag: str, value: bool | int | float | str | list | None) -> list[str]:
+    """A flag with its value as the words of a command line."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
@@ -391,8 +424,9 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     ckpt_path = args.ckpt_path
     state = load_checkpoint(Path(ckpt_path))
     known = vars(args).keys() - set(CALL_FLAGS)
-    parser.set_defaults(**{flag: value for flag, value in state["flags"].items() if flag in known})
-    args = parser.parse_args(argv)
+    # Written out as a command line before the one given: the parser checks both alike, and what comes later wins.
+    saved = [word for flag, value in state["flags"].items() if flag in known for word in write_flag(flag, value)]
+    args = parser.parse_args(saved + list(sys.argv[1:] if argv is None else argv))
     args.ckpt_path = ckpt_path
     for flag in NETWORK_FLAGS:
         if getattr(args, flag) != state["network"][flag]:
@@ -401,10 +435,11 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     return args, state
 
 
-# What a run writes, beside its checkpoints epoch=N.ckpt: whatever else lies in its folder is not ours to delete.
+# What a run writes: whatever else lies in its folder is not ours to delete.
 RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
-             "events.out.tfevents.*", "figures/loss.png", "figures/teacher_forcing.png",
-             "figures/*psnr_per_frame.png", "figures/*val.gif", "figures/val_epoch=*.gif")
+             "events.out.tfevents.*")
+RUN_FIGURES = ("figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png", "figures/val.gif",
+               "figures/val_epoch=*.gif")
 
 
 def check_run_folder(args: argparse.Namespace) -> list[Path]:
@@ -420,44 +455,43 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
     continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
     if continues and args.overwrite:
         raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
-    if continues or not any((folder / name).exists() for name in RUN_FILES[:4]):
+    if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):
         return []
     if not args.overwrite:
         raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
                        "--overwrite, or choose another folder")
-    return [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+    return [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
 
 
 def main(argv: list[str] | None = None) -> None:
     args, state = parse_flags(argv)
-    device = pick_device(args.device)
     folder = Path(args.save_root)
     old_run = [] if args.test else check_run_folder(args)
-    root, size = Path(args.DR), (args.frame_H, args.frame_W)
-    train = None if args.test else read_recording(root, "train", *size, args.num_workers)
-    val = read_validation(root, args.val_vi_len, *size, args.num_workers)
-    trainer = Trainer(args, device, train, val)
+    trainer = Trainer(args, pick_device(args.device))
     if state is not None:
         trainer.restore(state, Path(args.ckpt_path))
-    if args.test:
-        check_writable(folder)
-        trainer.validation = trainer.validate()
-        trainer.draw_validation(folder / "figures", "test_")
-        loss, quality = trainer.validation["loss"], trainer.validation["psnr"]
-        print(f"validation of {args.ckpt_path} (epoch {trainer.epoch - 1}, z: {args.val_latent}) over "
-              f"{args.val_vi_len - 1} frames: loss {loss:.6f}, PSNR {quality:.3f} dB")
-        return
-    if trainer.epoch >= args.num_epoch:
+    if trainer.epoch >= args.num_epoch and not args.test:
         raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; give "
                        "more")
+    trainer.load_data()
+    if args.test:
+        check_writable(folder)
+        trainer.validation = trainer.validate(trainer.epoch - 1)
+        trainer.draw_validation(folder / "figures", "test_")
+        loss, quality = trainer.validation["loss"], trainer.validation["psnr"]
+        print(f"validation of {args.ckpt_path} (after {trainer.epoch} epochs, z: {args.val_latent}) over "
+              f"{args.val_vi_len - 1} frames: loss {loss:.6f}, PSNR {quality:.3f} dB")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for path in old_run:
         path.unlink()
-    write_json(folder / "config.json", describe_run(args))
+    if not (folder / "best.ckpt").exists():
+        trainer.best_psnr = -math.inf  # the best of a run that lives elsewhere: this folder has to have its own
+    write_json(folder / "config.json", describe_run(args, folder / "config.json"))
     print(f"{len(trainer.loaders[False].starts)} clips of {args.train_vi_len} frames, "
-          f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {device}, run folder {args.save_root}")
+          f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {trainer.device}, run folder {folder}")
     trainer.fit()
-    print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {args.save_root}")
+    print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")
 
 
 if __name__ == "__main__":

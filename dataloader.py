@@ -36,9 +36,12 @@ class Recording:
     def first(self, count: int) -> "Recording":
         return Recording(self.frames[:count], self.labels[:count], self.numbers[:count])
 
+    def to(self, device: torch.device) -> "Recording":
+        return Recording(self.frames.to(device), self.labels.to(device), self.numbers)
+
 
 @dataclass
-class TestSequence:
+class GivenSequence:
     """A sequence to generate. first_frame: uint8 (3, H, W); labels: uint8 (T, 3, H, W), the first never used."""
     name: str
     first_frame: Tensor
@@ -156,7 +159,7 @@ def read_validation(root: Path, length: int, height: int, width: int, num_worker
     return recording
 
 
-def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -> list[TestSequence]:
+def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -> list[GivenSequence]:
     """The test sequences in the numeric order of their folders.
 
     The lowest number in test_img/K is the given first frame; the poses of all frames after it must follow without
@@ -190,7 +193,7 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -
         numbers = sorted(labels)
         frame = read_images([path], height, width, 1, f"test {name}")[0]
         stack = read_images([labels[n] for n in numbers], height, width, num_workers, f"test {name} poses")
-        sequences.append(TestSequence(name, frame, stack, numbers))
+        sequences.append(GivenSequence(name, frame, stack, numbers))
     return sequences
 
 
@@ -217,7 +220,7 @@ def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
 
 
 class ClipLoader:
-    """Batches of training clips out of a recording that lives on ``device`` as uint8.
+    """Batches of training clips out of a recording, on the device where it lives as uint8.
 
     Parameters
     ----------
@@ -230,29 +233,29 @@ class ClipLoader:
     BadInput : no stretch of the recording is long enough for a clip.
     """
 
-    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, device: torch.device,
+    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
                  share_flag: str = "--partial"):
         self.starts = clip_starts(recording.numbers, length, stride)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
                            f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
-        self.frames, self.labels = recording.frames.to(device), recording.labels.to(device)
+        self.frames, self.labels = recording.frames, recording.labels
         self.window = torch.arange(length)
-        self.batch_size, self.device = batch_size, device
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return -(-len(self.starts) // self.batch_size)
 
-    def batches(self, order: Tensor, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames and labels, each float (B, T, 3, H, W) in [0, 1], of an epoch's clips.
 
         Parameters
         ----------
-        order : a permutation of the clips. first : the batch to begin with.
+        order : a permutation of the clips.
         """
-        for clips in order.split(self.batch_size)[first:]:
-            index = (self.starts[clips].unsqueeze(1) + self.window).to(self.device)  # (B, T)
+        for clips in order.split(self.batch_size):
+            index = (self.starts[clips].unsqueeze(1) + self.window).to(self.frames.device)  # (B, T)
             yield to_float(self.frames[index]), to_float(self.labels[index])
 
 

@@ -39,6 +39,9 @@ def run_main(program: str, main: Callable[[], None]) -> int:
         print(f"{program}: error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); check "
               "that it is there, that it is yours and that the disk has room", file=sys.stderr)
         return 2
+    except (MemoryError, torch.OutOfMemoryError):
+        print(f"{program}: error: out of memory; give smaller sizes, clips or batches", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
@@ -94,6 +97,13 @@ def number(kind: type, least: float, most: float = float("inf"), above: bool = F
         return value
 
     return parse
+
+
+def folder_name(text: str) -> str:
+    """An argparse type: a folder's name, which an unset shell variable leaves empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return text
 
 
 def progress_bar(*args, **kwargs) -> tqdm:
@@ -194,6 +204,8 @@ def load_checkpoint(path: Path) -> dict:
     parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
     if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
         raise BadInput(f"--ckpt_path {path}: this is no checkpoint of Trainer.py; give one of its .ckpt files")
+    if len(state["frame_size"]) != 2 or not all(isinstance(side, int) and side >= 4 for side in state["frame_size"]):
+        raise BadInput(f"--ckpt_path {path}: its frame size {state['frame_size']} is none; give another checkpoint")
     if state["format"] != CHECKPOINT_FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
         raise BadInput(f"--ckpt_path {path}: it was written by another version of Trainer.py; use that version")
     return state
@@ -220,15 +232,22 @@ def load_weights(model: torch.nn.Module, state: dict, path: Path) -> None:
 
 # The run folder
 
-def describe_run(args: argparse.Namespace) -> dict:
-    """What a reader needs to repeat the run: command, flags, versions, git commit."""
+def describe_run(args: argparse.Namespace, previous: Path) -> dict:
+    """What a reader needs to repeat the run: command, flags, versions, git commit.
+
+    ``previous`` is the run's config.json so far, if any: its calls stay on record under "before".
+    """
+    before = []
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        earlier = json.loads(previous.read_text(encoding="utf-8"))
+        before = [*earlier.pop("before", []), earlier]
     import numpy
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
     return {"command": shlex.join(sys.argv), "flags": vars(args),
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "numpy": numpy.__version__, "cuda": torch.version.cuda},
-            "commit": commit.stdout.strip() or None if commit else None}
+            "commit": commit.stdout.strip() or None if commit else None, "before": before}
 
 
 class MetricLog:

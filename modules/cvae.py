@@ -110,15 +110,15 @@ class CVAE(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            video = torch.empty(*labels.shape[:2], *first_frame.shape[1:], device=first_frame.device)
+            video = first_frame.new_empty(*labels.shape[:2], *first_frame.shape[1:])
             video[:, 0] = first_frame
-            z = torch.zeros(len(first_frame), self.N_dim, *first_frame.shape[2:], device=first_frame.device)
+            z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
             for t in progress(range(1, labels.shape[1])):
                 ahead = (t - 1) % POSES_AT_ONCE
                 if ahead == 0:
                     poses = self._over_time(self.label_encoder, labels[:, t:t + POSES_AT_ONCE])
                 if latent == "prior":
-                    z = torch.randn(z.shape, generator=generator, device=z.device)
+                    z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
                 video[:, t] = self.decode(self.frame_encoder(video[:, t - 1]), poses[:, ahead], z)
             return video
         finally:

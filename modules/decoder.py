@@ -35,7 +35,7 @@ class Generator(nn.Sequential):
 
     def __init__(self, D_out_dim: int, output: str = "sigmoid"):
         if output not in ("sigmoid", "linear"):
-            raise ValueError(f'the generator\'s output is "sigmoid" or "linear", not "{output}"')
+            raise ValueError(f'--output "{output}": choose sigmoid or linear')
         super().__init__(
             DepthConvBlock(D_out_dim, D_out_dim),
             ResidualBlock(D_out_dim, D_out_dim // 2),

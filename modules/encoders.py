@@ -1,5 +1,6 @@
 """E, the frame encoder, and L, the label (pose) encoder."""
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from modules.layers import DepthConvBlock, ResidualBlock
 
@@ -24,6 +25,11 @@ class LabelEncoder(nn.Sequential):
 
     Its BatchNorm is the only layer that looks across the batch, so a training step hands it all poses of all
     clips in one call: one set of statistics and one running update a step.
+
+    Pose images are nearly everywhere white. So what reaches the BatchNorm is a large constant with a small pattern on
+    it (mean 2.4, standard deviation 0.03 after a few hundred steps), which has two consequences: bfloat16 would round
+    the pattern away, so this part always computes in float32; and the constant moves with the weights, a dozen
+    standard deviations ahead of the running mean, so the statistics are estimated anew before they are used.
     """
 
     def __init__(self, L_dim: int):
@@ -34,3 +40,24 @@ class LabelEncoder(nn.Sequential):
             nn.LeakyReLU(0.01),
             ResidualBlock(L_dim // 2, L_dim),
         )
+
+    def forward(self, poses: Tensor) -> Tensor:
+        with torch.autocast(poses.device.type, enabled=False):
+            return super().forward(poses)
+
+    @torch.no_grad()
+    def estimate_statistics(self, poses: Tensor) -> None:
+        """Set the BatchNorm's evaluation statistics to those of ``poses`` under the present weights.
+
+        Mean and unbiased variance over all values of a channel, instead of the running averages, which lag behind
+        weights that move (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3).
+
+        Parameters
+        ----------
+        poses : (P, 3, H, W) in [0, 1], a fair sample of the training poses.
+        """
+        pad, convolution, norm = self[0], self[1], self[2]
+        with torch.autocast(poses.device.type, enabled=False):
+            responses = convolution(pad(poses))  # (P, L_dim / 2, H, W)
+        norm.running_mean.copy_(responses.mean(dim=(0, 2, 3)))
+        norm.running_var.copy_(responses.var(dim=(0, 2, 3)))

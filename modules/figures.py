@@ -87,7 +87,7 @@ def plot_teacher_forcing(history: list[dict], path: str | Path) -> None:
 
 
 def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: str) -> None:
-    """PSNR per frame of one or more roll-outs of the same sequence; the legend gives each one's mean.
+    """PSNR per frame of one or more roll-outs; the legend gives each one's mean.
 
     Parameters
     ----------

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from modules.layers import DepthConvBlock, ResidualBlock
 
 # e^-10 .. e^10 as variance: wide enough never to bind in a healthy run, narrow enough that neither the standard
-# deviation (148 at most) nor the KL divergence (11,013 per value at most) of a wild first batch overflows.
+# deviation (148 at most) nor the variance's part of the KL divergence (11,013 a value at most) of a wild first batch
+# overflows.
 LOGVAR_RANGE = (-10.0, 10.0)
 
 

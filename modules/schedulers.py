@@ -75,7 +75,7 @@ class TeacherForcing:
 
     def __call__(self, epoch: int) -> float:
         """The ratio in ``epoch``, 0..1."""
-        # 0.8 - 8 * 0.1 is 1e-16 in floats: rounding makes the end an exact 0.
+        # 0.9 - 3 * 0.3 is 1e-16 in floats: rounding makes the end an exact 0.
         return max(0.0, round(self.tfr - self.decay * max(0, epoch - self.decay_start + 1), 12))
 
 
@@ -106,7 +106,7 @@ class LearningRate:
             raise ValueError(f"--lr {lr}: it must be above 0")
         if not 0 <= warmup <= epochs:
             raise ValueError(f"--warmup {warmup}: it lies between 0 and the run's {epochs} epochs")
-        if not gamma > 0:
+        if not 0 < gamma < math.inf:
             raise ValueError(f"--lr_gamma {gamma}: it must be above 0")
         self.kind, self.lr, self.epochs, self.warmup = kind, lr, epochs, warmup
         self.milestones, self.gamma = milestones, gamma

@@ -168,10 +168,15 @@ def read_truth(path: Path, length: int, height: int, width: int) -> list[Tensor]
 
 
 def _read_folder(folder: Path, length: int, height: int, width: int) -> Tensor:
-    paths = list(list_frames(folder).values())
-    if len(paths) != length:
-        raise BadInput(f"{folder}: it holds {len(paths)} frames where --length is {length}; add or remove "
+    named = list_frames(folder, "TRUTH")
+    if len(named) != length:
+        raise BadInput(f"{folder}: it holds {len(named)} frames where --length is {length}; add or remove "
                        "frames, or give another --length")
+    begin = min(named)
+    missing = next((frame for frame in range(begin, begin + length) if frame not in named), None)
+    if missing is not None:
+        raise BadInput(f"{folder}: frame {missing} is missing, so rows and frames do not match; add {missing}.png")
+    paths = list(named.values())
     frames = np.empty((length, height, width, 3), np.uint8)
     for index, path in enumerate(paths):
         frames[index] = read_image(path, height, width)

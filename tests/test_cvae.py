@@ -333,7 +333,7 @@ def roll_out(length: int, batch: int = 2):
     return trained_statistics(make_model(torch.float32)), frames[:, 0], labels
 
 
-@pytest.mark.parametrize("length", [1, 2, 6, POSES_AT_ONCE + 1, 2 * POSES_AT_ONCE + 3])
+@pytest.mark.parametrize("length", [1, 2, 2 * POSES_AT_ONCE + 3])
 def test_mean_roll_out_equals_the_slow_loop(length):
     model, first_frame, labels = roll_out(length)
     video = model.generate(first_frame, labels, "mean")
@@ -363,7 +363,7 @@ def test_seeds_decide_the_prior_roll_out_and_leave_the_mean_one():
 
 
 @pytest.mark.parametrize("latent", ["prior", "mean"])
-@pytest.mark.parametrize("short", [2, POSES_AT_ONCE, POSES_AT_ONCE + 1, POSES_AT_ONCE + 2])
+@pytest.mark.parametrize("short", [2, POSES_AT_ONCE, POSES_AT_ONCE + 1])
 def test_a_longer_roll_out_begins_with_the_shorter_one(short, latent):
     model, first_frame, labels = roll_out(POSES_AT_ONCE + 9)
     videos = [model.generate(first_frame, labels[:, :length], latent, torch.Generator().manual_seed(1))

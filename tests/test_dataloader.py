@@ -208,9 +208,9 @@ def test_clip_starts_equal_a_slow_double_loop():
 
 
 def test_every_clip_comes_once_an_epoch_and_the_last_batch_may_be_smaller():
-    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 4, CPU)
+    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 4)
     assert len(loader.starts) == 8 and len(loader) == 2
-    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 3, CPU)
+    loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 3)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     batches = [frames for frames, _ in loader.batches(order)]
     assert [len(batch) for batch in batches] == [3, 3, 2] and len(loader) == 3
@@ -223,7 +223,7 @@ def test_every_clip_comes_once_an_epoch_and_the_last_batch_may_be_smaller():
 def test_batches_are_the_stored_pixels_divided_by_255():
     dice = torch.Generator().manual_seed(0)
     frames, labels = (torch.randint(256, (9, 3, 4, 5), dtype=torch.uint8, generator=dice) for _ in range(2))
-    loader = dataloader.ClipLoader(dataloader.Recording(frames, labels, torch.arange(9)), 3, 3, 2, CPU)
+    loader = dataloader.ClipLoader(dataloader.Recording(frames, labels, torch.arange(9)), 3, 3, 2)
     batches = list(loader.batches(torch.tensor([2, 0, 1])))
     assert [tuple(batch.shape) for batch, _ in batches] == [(2, 3, 3, 4, 5), (1, 3, 3, 4, 5)]
     for got, stored in zip((torch.cat(parts) for parts in zip(*batches, strict=True)), (frames, labels), strict=True):
@@ -231,18 +231,9 @@ def test_batches_are_the_stored_pixels_divided_by_255():
         assert torch.equal(got, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
 
 
-def test_batches_can_begin_later():
-    loader = dataloader.ClipLoader(recording_of(list(range(20))), 4, 1, 5, CPU)
-    order = torch.randperm(17, generator=torch.Generator().manual_seed(2))
-    whole, rest = list(loader.batches(order)), list(loader.batches(order, first=2))
-    assert len(whole) == 4 and len(rest) == 2
-    for (frames, labels), (late_frames, late_labels) in zip(whole[2:], rest, strict=True):
-        assert torch.equal(frames, late_frames) and torch.equal(labels, late_labels)
-
-
 def test_a_recording_too_short_for_a_clip_is_refused():
     with pytest.raises(BadInput, match="no 4 frames in a row .*--train_vi_len"):
-        dataloader.ClipLoader(recording_of([0, 1, 2, 5, 6, 7, 9]), 4, 1, 2, CPU)
+        dataloader.ClipLoader(recording_of([0, 1, 2, 5, 6, 7, 9]), 4, 1, 2)
 
 
 # Validation

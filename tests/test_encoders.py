@@ -106,3 +106,45 @@ def test_in_evaluation_each_image_is_encoded_alone(encoder):
     batch = images(3, 3, 8, 8)
     torch.testing.assert_close(encoder(batch), torch.cat([encoder(batch[i:i + 1]) for i in range(3)]))
     assert not torch.allclose(encoder(batch)[0], encoder(batch)[1], rtol=1e-3, atol=1e-3)
+
+
+def white_poses(count: int, height: int = 12, width: int = 16) -> torch.Tensor:
+    """White pictures with a small coloured square each."""
+    poses = torch.ones(count, 3, height, width)
+    for index, pose in enumerate(poses):
+        pose[:, 2 + index % 8:5 + index % 8, 3 + index % 7:5 + index % 7] = torch.tensor([0.1, 0.8, 0.3])[:, None, None]
+    return poses
+
+
+def test_estimated_statistics_are_those_of_the_poses_under_the_present_weights():
+    encoder, poses = LabelEncoder(4).eval(), white_poses(9)
+    encoder.estimate_statistics(poses)
+    responses = encoder[1](encoder[0](poses)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(encoder[2].running_mean, responses.mean(1))
+    torch.testing.assert_close(encoder[2].running_var, responses.var(1))
+    # Evaluation now gives what training gives for the same poses, up to the variance's n / (n - 1).
+    torch.testing.assert_close(encoder(poses), encoder.train()(poses), rtol=1e-3, atol=1e-3)
+
+
+def test_evaluation_follows_weights_that_move_only_with_estimated_statistics():
+    """The white background makes the responses a large constant that moves with the weights."""
+    encoder, poses = LabelEncoder(4), white_poses(9)
+    for _ in range(50):
+        encoder(poses)
+        with torch.no_grad():
+            encoder[1].weight += 0.002
+    trained = encoder(poses).detach()
+
+    def error() -> float:
+        return (encoder.eval()(poses) - trained).abs().max().item()
+
+    lagging = error()
+    encoder.estimate_statistics(poses)
+    assert error() < 0.02 and lagging > 20 * error()
+
+
+def test_the_pose_survives_bfloat16_autocast():
+    encoder, poses = LabelEncoder(4), white_poses(9)
+    exact = encoder(poses)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder(poses), exact)

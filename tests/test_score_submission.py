@@ -258,6 +258,10 @@ def copy_frame(folder: Path) -> None:
     (folder / "4.png").write_bytes((folder / "3.png").read_bytes())
 
 
+def renumber_frame(folder: Path) -> None:
+    (folder / "3.png").rename(folder / "9.png")
+
+
 def cut_frame(folder: Path) -> None:
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:50])
 
@@ -265,6 +269,7 @@ def cut_frame(folder: Path) -> None:
 DAMAGES = {
     "frame missing": (lambda folder: (folder / "3.png").unlink(), "it holds 3 frames where --length is 4"),
     "frame too many": (copy_frame, "it holds 5 frames where --length is 4"),
+    "a gap": (renumber_frame, "frame 3 is missing"),
     "no image": (lambda folder: (folder / "2.png").write_bytes(b"no image"), "2.png"),
     "image cut off": (cut_frame, "2.png"),
     "another size": (lambda folder: Image.new("RGB", (3, 3)).save(folder / "2.png"), "the image is 3x3"),

@@ -141,7 +141,8 @@ def test_scores_are_those_of_the_submitted_pixels(scored):
         dark = [(row.mean() - real.mean()) / 255 for row, real in zip(rows, truth, strict=True)]
         table = read_csv(scored / f"seq{name}.csv")
         assert tuple(table[0]) == Tester.SCORES and [int(row["frame"]) for row in table] == list(range(length))
-        for column, values in (("psnr", expected), ("psnr_repeat_first", repeat), ("brightness_error", dark)):
+        for column, values in (("psnr", expected), ("psnr_repeat_first", repeat), ("brightness_error", dark),
+                               ("brightness_error_repeat_first", [(truth[0].mean() - r.mean()) / 255 for r in truth])):
             assert [float(row[column]) for row in table] == pytest.approx(values, rel=1e-4, abs=1e-5), column
         entry = summary["sequences"][name]
         assert entry["frames"] == length - 1
@@ -246,7 +247,7 @@ def test_weights_that_are_lost_are_refused_before_old_results_go(data, checkpoin
     (["--split", "val"], "6 frames, fewer than --val_vi_len 630"),
     (["--split", "val", "--truth", "t"], "--truth is for the test"),
     (["--truth", "gone"], "gone.*no such folder.*--truth"),
-    (["--device", "tpu"], "--device"), (["--num_workers", "0"], "--num_workers"), (["--nonsense"], "--nonsense")],
+    (["--device", "tpu"], "--device"), (["--num_workers", "-1"], "--num_workers"), (["--nonsense"], "--nonsense")],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_impossible_flags_are_refused(flags, words, data, checkpoint, tmp_path, refused):
     message = refused("Tester.py", "--DR", data, "--ckpt_path", checkpoint, "--save_root", tmp_path / "r", *FLAGS,
