@@ -6,10 +6,7 @@ scripts/setup.sh
 source .venv/bin/activate
 mkdir -p demo
 [ -d demo/data ] || python scripts/make_synthetic_dataset.py demo/data
-# Short clips teach to draw the pose, then long ones teach to go on from what was drawn (as scripts/recipes/demo.args says).
 python Trainer.py @scripts/recipes/demo.args --DR demo/data --save_root demo/run --overwrite
-python Trainer.py --ckpt_path demo/run/last.ckpt --DR demo/data --save_root demo/run \
-    --train_vi_len 16 --clip_stride 16 --batch_size 2 --lr_schedule cosine --num_epoch 5
 python Tester.py --DR demo/data --ckpt_path demo/run/best.ckpt --save_root demo/result --truth demo/data/truth \
     --latent mean --overwrite
 python scripts/score_submission.py demo/result/submission.csv demo/data/truth --json demo/result/score.json
