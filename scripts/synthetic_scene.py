@@ -252,12 +252,12 @@ def draw_room(seed, person, size):
     Returns
     -------
     SimpleNamespace
-        picture (H, W, 3): linear light; glow (H, W): nearness of the window, 0..1; lamp (3,): towards it;
+        picture (H, W, 3): linear light; glow (H, W): nearness of the lamp's pool of light, 0..1; lamp (3,): towards it;
         first: top row of the floor, whose pixels lie at x (H - first, W) and z (H - first, 1), metres.
     """
     rng, (height, width) = stream(seed, ROOM, person), size
     image = Image.new("RGB", (width, height))
-    end, front = 0.88 * half_width(WALL, width / height), WALL - 0.45  # side walls; front of the cupboard
+    end = 0.88 * half_width(WALL, width / height)  # side walls
 
     def face(corners, hue, saturation, value):
         columns, rows, _ = project(corners, size)
@@ -274,33 +274,20 @@ def draw_room(seed, person, size):
     wood, wall, value = rng.uniform([0.05, 0.06, 0.78], [0.1, 0.2, 0.85])
     panel(0, -1, 9 * end, 9, hue, wall, value)
     for x in np.arange(-end, end, 0.22):
-        plate(x, x + 0.22, 0, 0.5, WALL, wood, 0.38, rng.uniform(0.58, 0.7))
+        plate(x, x + 0.22, 0, 0.5, WALL, wood, 0.3, rng.uniform(0.63, 0.67))
     for x, shade in ((-end, 0.92), (end, 0.8)):
         face([(x, 0, WALL), (x, 9, WALL), (x, 9, 0.5), (x, 0, 0.5)], hue, wall, value * shade)
     panel(0, 0, end, 0.12, hue, wall / 2, value + 0.12)
-    window, picture, door = end * (rng.permutation([-0.62, 0.05, 0.66]) + rng.uniform(-0.05, 0.05, 3))
-    panel(window, 0.9, 0.62, 1.4, hue, 0.03, 0.95)
-    for i, j in np.ndindex(2, 2):
-        panel(window - 0.285 + 0.57 * i, 0.98 + 0.65 * j, 0.26, 0.6, 0.57, 0.25 - 0.12 * j, 0.88 + 0.1 * j)
-    panel(door, 0, 0.5, 2.15, hue, wall / 2, value + 0.12)
-    panel(door, 0, 0.42, 2.07, wood, 0.38, 0.66)
-    panel(door, 0.2, 0.28, 0.75, wood, 0.38, 0.57)
-    panel(door, 1.1, 0.28, 0.8, wood, 0.38, 0.57)
-    panel(picture, 1.2, 0.5, 0.7, wood, 0.5, 0.28)
-    for x in picture + np.linspace(-0.37, 0.37, 6):
-        panel(x, 1.26, 0.075, 0.58, rng.random(), 0.45, rng.uniform(0.45, 0.9))
-    plate(picture - 0.65, picture + 0.65, 0.7, WALL, front, wood, 0.35, 0.66)
-    panel(picture, 0.05, 0.65, 0.65, wood, 0.5, 0.4, z=front)
-    for x in (picture - 0.31, picture + 0.31):
-        panel(x, 0.12, 0.28, 0.5, wood, 0.5, 0.47, z=front)
+    pool, door = end * (rng.permutation([-0.62, 0.66]) + rng.uniform(-0.05, 0.05, 2))
+    panel(door, 0, 0.5, 2.15, hue, wall, value * 0.94)  # a studio: what stands in it is of the wall's colour
 
     rows, columns = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
-    column, row, _ = project((window, 1.7, WALL), size)
+    column, row, _ = project((pool, 1.7, WALL), size)
     glow = np.exp(-(((columns - column) / (1.1 * height)) ** 2 + ((rows - row) / (0.9 * height)) ** 2))
     patches = Image.fromarray(rng.uniform(0.93, 1.07, (4, 7)).astype(np.float32))
     light = np.asarray(patches.resize((width, height), Image.Resampling.BICUBIC)) * (0.74 + 0.38 * glow)
     lit = linear(np.asarray(image) / 255) * light[..., None].astype(np.float32)
-    lamp = np.array([np.sign(window) * 0.54, 0.59, -0.6], np.float32)
+    lamp = np.array([np.sign(pool) * 0.54, 0.59, -0.6], np.float32)
     first = int(project((0, 0, WALL), size)[1]) + 1
     z = FOCAL * height * EYE / (rows[first:] - HORIZON * height)
     x = (columns - width / 2) * z / (FOCAL * height)
