@@ -132,7 +132,7 @@ def test_pose_is_blank_exactly_when_the_person_is_out(performance):
     room, seen = empty_room(performance).astype(int), {True: 0, False: 0}
     for t in range(0, 630, 6):
         frame, pose = draw(performance, t)
-        changed = np.mean(np.abs(frame - room).max(-1) > 25)
+        changed = np.mean(np.abs(frame - room).max(-1) > 12)
         blank = bool((pose == 255).all())
         seen[blank] += 1
         assert changed < 0.01 if blank else changed > 0.001, t
