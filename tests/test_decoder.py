@@ -83,7 +83,7 @@ def test_sigmoid_stays_within_zero_and_one_where_linear_leaves_them():
 
 @pytest.mark.parametrize("output", ["tanh", "Sigmoid", ""])
 def test_another_output_is_refused(output):
-    with pytest.raises(ValueError, match=f'not "{output}"'):
+    with pytest.raises(ValueError, match=f'--output "{output}": choose'):
         Generator(8, output)
 
 
