@@ -2,17 +2,21 @@
 
     python Trainer.py --DR DATASET --save_root RUN                                       the defaults
     python Trainer.py @scripts/recipes/report.args --DR DATASET --save_root RUN          a recipe
-    python Trainer.py --DR DATASET --save_root RUN --ckpt_path RUN/last.ckpt             continue a run
+    python Trainer.py --DR DATASET --save_root RUN --resume                              continue a run
     python Trainer.py --DR DATASET --save_root RUN --ckpt_path RUN/best.ckpt --test      validate only
 
 RUN/ then holds config.json, metrics.csv, timing.csv, TensorBoard events, last.ckpt, best.ckpt, epoch=N.ckpt and
 figures/. The dataset's layout stands in dataloader.py.
 """
 import argparse
+import contextlib
 import math
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -20,27 +24,32 @@ import torch
 from torch import Tensor
 
 from dataloader import ClipLoader, read_recording, read_validation, to_float
-from modules import figures
+from modules import checkpoint, figures
+from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS
 from modules.cvae import CVAE, clip_loss
+from modules.interrupts import Interrupted, Interrupts
 from modules.metrics import psnr, repeat_first
+from modules.safeguard import Safeguard
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
 from utils import (
-    NETWORK_FLAGS,
+    METRICS,
+    TIMING,
     BadInput,
     FlagParser,
     MetricLog,
     as_bad_input,
+    check_run_folder,
     check_writable,
     describe_run,
     folder_name,
+    hold_run_folder,
     load_checkpoint,
-    load_weights,
+    make_deterministic,
     make_generators,
     number,
     pick_device,
     progress_bar,
     run_main,
-    save_checkpoint,
     write_json,
 )
 
@@ -48,6 +57,22 @@ from utils import (
 CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers")
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
+SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
+LOOK_EVERY = 16  # steps between two looks at how many were skipped: a look makes the host wait for the device
+MEMORY_ADVICE = ("a smaller --batch_size or --train_vi_len needs less, so do --no-bptt, --precision bf16, a smaller "
+                 "--F_dim or --D_out_dim, and --device cpu where a GPU is too small; go on with --resume")
+
+
+@dataclass
+class EpochUnderWay:
+    """How far an epoch is: what it takes, besides the weights, to go on within it."""
+    order: Tensor  # (clips,), the permutation in which the clips are seen
+    forced: Tensor | None  # bool (1,), whether the epoch uses teacher forcing, where that is drawn once an epoch
+    sums: Tensor  # float64 (6,) on the device: loss, MSE, KL, PSNR, each times clips; clips that count; skipped steps
+    clips: int = 0  # seen so far
+    forced_clips: int = 0  # seen so far under teacher forcing
+    lr: float = 0.0  # of the latest step
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -77,13 +102,19 @@ class Trainer:
         self.model.to(device, memory_format=torch.channels_last)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=args.precision == "bf16")
         decay = args.weight_decay if args.weight_decay is not None else {"Adam": 0.0, "AdamW": 0.01}[args.optim]
-        self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay)
+        self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
+                                                          fused=True)
+        self.safeguard = Safeguard(self.model, self.optimizer)
         self.generators = make_generators(args.seed, device)
-        self.epoch = 0  # the epoch to be run next
+        self.epoch = 0  # the epoch to be run next, or the one under way
+        self.under_way: EpochUnderWay | None = None
         self.best_psnr = -math.inf
         self.metrics: list[dict] = []
         self.timing: list[dict] = []
         self.validation: dict | None = None  # the latest result of validate()
+        self.folder = Path(args.save_root)
+        self.interrupts: Interrupts | None = None  # while fit() runs
+        self.saved_at = time.monotonic()
 
     def load_data(self) -> None:
         """Read the validation sequence and, unless --test, the training frames from --DR onto the device.
@@ -109,74 +140,143 @@ class Trainer:
                                             args.batch_size, flag)
 
     def fit(self) -> None:
-        """Train up to --num_epoch epochs; log, validate and save as the flags say."""
-        folder = Path(self.args.save_root)
-        log = MetricLog(folder, self.metrics, self.timing)
-        log.write()
-        self.save(folder / "last.ckpt")  # whatever happens in the first epoch, there is something to go back to
-        while self.epoch < self.args.num_epoch:
-            epoch, is_last = self.epoch, self.epoch + 1 == self.args.num_epoch
-            began = time.perf_counter()
-            row, frames = self.train_one_epoch()
-            self.estimate_statistics()
-            trained = time.perf_counter()
-            # Before anything is saved: the last good weights must outlive bad ones.
-            if not (math.isfinite(row["train_loss"]) and all(p.isfinite().all() for p in self.model.parameters())):
-                raise BadInput(f"the numbers went bad in epoch {epoch} (training loss {row['train_loss']:.3g}); the "
-                               f"weights before it are in {folder / 'last.ckpt'}: continue from there with a smaller "
-                               "--lr or --clip_grad")
-            is_best = False
-            is_save = is_last or epoch % self.args.per_save == 0
-            if is_last or epoch % self.args.val_every == 0 or (is_save and self.args.store_visualization):
-                self.validation = self.validate(epoch)
-                row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
-                is_best = self.validation["psnr"] > self.best_psnr
-                self.best_psnr = max(self.best_psnr, self.validation["psnr"])
-            log.add(row, {"epoch": epoch, "train_seconds": round(trained - began, 3),
-                          "val_seconds": round(time.perf_counter() - trained, 3),
-                          "frames_per_second": round(frames / (trained - began), 1)})
-            print(describe_epoch(row, self.args.num_epoch), flush=True)
-            self.epoch += 1
-            if is_save:
-                self.save(folder / f"epoch={epoch}.ckpt")
-                self.draw(folder / "figures", log)
-            if is_best:
-                self.save(folder / "best.ckpt")
-            self.save(folder / "last.ckpt")
-            log.write()
+        """Train up to --num_epoch epochs; log, validate and save as the flags say.
 
-    def train_one_epoch(self) -> tuple[dict, int]:
-        """One pass over the shuffled clips. Returns the epoch's row for metrics.csv, and how many frames it saw."""
+        Raises
+        ------
+        Interrupted : a signal has asked for it, and last.ckpt holds the state.
+        BadInput : the numbers went bad; last.ckpt holds the latest good weights.
+        """
+        log = MetricLog(self.folder, self.metrics, self.timing)
+        log.write()
+        with Interrupts() as self.interrupts:
+            while self.epoch < self.args.num_epoch:
+                self.end_if_asked()
+                self.train_one_epoch()
+                self.finish_epoch(log)
+
+    def train_one_epoch(self) -> None:
+        """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch = self.args, self.epoch
         loader = self.loaders[args.fast_train and epoch < args.fast_train_epoch]
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
-        order = torch.randperm(len(loader.starts), generator=self.generators["order"])
-        forced_epoch = self._draw_teacher_forcing(1, ratio) if args.tf_draw == "epoch" else None
-        # Sums stay on the device: reading one in each step would make the host wait for it.
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, MSE, KL, PSNR, times clips
-        forced_clips = clips = 0
-        shown = -math.inf
+        now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
+        began, shown = time.perf_counter() - now.seconds, -math.inf
         self.model.train()
-        with progress_bar(loader.batches(order), f"epoch {epoch}/{args.num_epoch - 1}", len(loader),
-                          unit="batch") as bar:
-            for step, (frames, labels) in enumerate(bar):
-                lr = self.learning_rate(epoch + (step + 0.5) / len(loader))
-                if forced_epoch is None:
+        with progress_bar(loader.batches(now.order[now.clips:]), f"epoch {epoch}/{args.num_epoch - 1}", len(loader),
+                          unit="batch", initial=now.clips // args.batch_size) as bar:
+            for step, (frames, labels) in enumerate(bar, start=1):
+                forced = now.forced
+                if forced is None:
                     forced = self._draw_teacher_forcing(len(frames) if args.tf_draw == "clip" else 1, ratio)
-                else:
-                    forced = forced_epoch
                 forced = forced.expand(len(frames))
-                sums += len(frames) * self.train_step(frames, labels, forced, beta, lr)
-                forced_clips, clips = forced_clips + int(forced.sum()), clips + len(frames)
+                now.lr = self.learning_rate(epoch + (now.clips + len(frames) / 2) / len(now.order))
+                now.sums += self.train_step(frames, labels, forced, beta, now.lr)
+                now.clips, now.forced_clips = now.clips + len(frames), now.forced_clips + int(forced.sum())
+                now.seconds = time.perf_counter() - began
+                if step % LOOK_EVERY == 0:
+                    self.check_steps()
                 if time.monotonic() - shown > 0.5:
                     shown = time.monotonic()
-                    loss, _, _, quality = (sums / clips).tolist()
-                    bar.set_postfix_str(f"loss {loss:.4g}, PSNR {quality:.2f} dB, beta {beta:.3g}, teacher forcing "
-                                        f"{ratio:.2f} {'on' if forced.any() else 'off'}, lr {lr:.2g}", refresh=False)
-        loss, mse, kl, _ = (sums / clips).tolist()
-        row = {"epoch": epoch, "train_loss": loss, "train_mse": mse, "train_kl": kl, "beta": beta, "tfr": ratio,
-               "tf_used": forced_clips / clips, "lr": lr, "val_loss": None, "val_psnr": None}
-        return row, clips * args.train_vi_len
+                    loss, _, _, quality, clips, skipped = now.sums.tolist()
+                    bar.set_postfix_str(f"loss {loss / max(clips, 1):.4g}, PSNR {quality / max(clips, 1):.2f} dB, "
+                                        f"beta {beta:.3g}, teacher forcing {ratio:.2f} "
+                                        f"{'on' if forced.any() else 'off'}, lr {now.lr:.2g}"
+                                        + (f", {skipped:.0f} skipped" if skipped else ""), refresh=False)
+                self.end_if_asked()
+                if 0 < 60 * args.save_every_minutes < time.monotonic() - self.saved_at:
+                    self.save(self.folder / "last.ckpt")
+
+    def _begin_epoch(self, clips: int, ratio: float) -> EpochUnderWay:
+        """The state of the epoch that was interrupted, or of a new one."""
+        now = self.under_way
+        if now is not None and len(now.order) != clips:
+            print(f"epoch {self.epoch} starts again: it had {len(now.order)} clips and now has {clips}")
+            now = None
+        if now is None:
+            order = torch.randperm(clips, generator=self.generators["order"])
+            # Sums stay on the device: reading one in each step would make the host wait for it.
+            now = EpochUnderWay(order, None, torch.zeros(6, dtype=torch.float64, device=self.device))
+        if self.args.tf_draw != "epoch":
+            now.forced = None
+        elif now.forced is None:
+            now.forced = self._draw_teacher_forcing(1, ratio)
+        return now
+
+    def finish_epoch(self, log: MetricLog) -> None:
+        """Validate, log, draw and save. last.ckpt comes last: until it is written, the epoch is not over."""
+        args, epoch, now = self.args, self.epoch, self.under_way
+        is_last = epoch + 1 == args.num_epoch
+        self.check_steps()
+        self.check_weights()
+        self.estimate_statistics()
+        loss, mse, kl, _, clips, skipped = now.sums.tolist()
+        row = {"epoch": epoch, "train_loss": loss / clips, "train_mse": mse / clips, "train_kl": kl / clips,
+               "beta": self.kl_annealing(epoch), "tfr": self.teacher_forcing(epoch),
+               "tf_used": now.forced_clips / now.clips, "lr": now.lr, "skipped": int(skipped),
+               "val_loss": None, "val_psnr": None}
+        is_best = False
+        is_save = is_last or epoch % args.per_save == 0
+        began = time.perf_counter()
+        if is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization):
+            self.validation = self.validate(epoch)
+            row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
+            is_best = self.validation["psnr"] > self.best_psnr
+            self.best_psnr = max(self.best_psnr, self.validation["psnr"])
+        log.add(row, {"epoch": epoch, "train_seconds": round(now.seconds, 3),
+                      "val_seconds": round(time.perf_counter() - began, 3),
+                      "frames_per_second": round(now.clips * args.train_vi_len / now.seconds, 1)})
+        print(describe_epoch(row, args.num_epoch), flush=True)
+        self.epoch, self.under_way = epoch + 1, None
+        if is_save:
+            self.save(self.folder / f"epoch={epoch}.ckpt")
+            self.draw(self.folder / "figures", log)
+        if is_best:
+            self.save(self.folder / "best.ckpt")
+        log.write()
+        self.save(self.folder / "last.ckpt")
+
+    def end_if_asked(self) -> None:
+        """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted."""
+        if self.interrupts is None or self.interrupts.number is None:
+            return
+        self.save(self.folder / "last.ckpt")
+        now, where = self.under_way, f"before epoch {self.epoch}"
+        if now is not None:
+            where = f"in epoch {self.epoch} after {now.clips} of {len(now.order)} clips"
+            if now.clips == len(now.order):
+                where = f"in the validation of epoch {self.epoch}"
+        name = signal.Signals(self.interrupts.number).name
+        raise Interrupted(f"{name}: stopped {where}; {self.folder / 'last.ckpt'} holds the state, go on with --resume",
+                          self.interrupts.number)
+
+    def check_steps(self) -> None:
+        """BadInput: the latest steps were all skipped for bad numbers, or all of the epoch so far and it is over."""
+        skipped, *seen = self.safeguard.streak.tolist()
+        now = self.under_way
+        none_counts = now.clips == len(now.order) and now.sums[4].item() == 0
+        if skipped < SKIPPED_IN_A_ROW and not none_counts:
+            return
+        loss, mse, kl, norm = seen
+        steps = -(-now.clips // self.args.batch_size)
+        raise self._bad_numbers(
+            f"the latest {skipped:.0f} steps, up to step {steps} of epoch {self.epoch}, were skipped for bad numbers; "
+            f"the first of them had loss {loss:.3g}, MSE {mse:.3g}, KL {kl:.3g} and gradient norm {norm:.3g}, learning "
+            f"rate {now.lr:.3g}, beta {self.kl_annealing(self.epoch):.3g}",
+            is_latent=math.isfinite(mse) and not math.isfinite(kl))
+
+    def check_weights(self) -> None:
+        """BadInput: not all weights are finite. Called before anything is saved, so that good ones outlive bad ones."""
+        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+            raise self._bad_numbers(f"weights became infinite or NaN in epoch {self.epoch}")
+
+    def _bad_numbers(self, what: str, is_latent: bool = False) -> BadInput:
+        args = self.args
+        mends = ["a larger --kl_anneal_start, which ties z to its prior"] * is_latent
+        mends += ["--precision fp32"] * (args.precision == "bf16") + ["--clip_grad 1"] * (args.clip_grad == 0)
+        mends += [f"a smaller --lr than {args.lr:g}"]
+        return BadInput(f"{what}; {self.folder / 'last.ckpt'} has the weights before that: continue with --resume and "
+                        + " or ".join(mends))
 
     def train_step(self, frames: Tensor, labels: Tensor, forced: Tensor, beta: float, lr: float) -> Tensor:
         """One update of the weights.
@@ -187,8 +287,10 @@ class Trainer:
 
         Returns
         -------
-        (4,) on the device: loss, MSE, KL (summed over a clip's frames) and PSNR (dB, mean over frames).
+        (6,) on the device: loss, MSE, KL (summed over a clip's frames) and PSNR (dB, mean over frames), each times B;
+        B; 0. A step whose loss or gradient is not finite changes nothing and returns zeros and a 1 at the end.
         """
+        self.safeguard.remember()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.autocast():
@@ -197,11 +299,13 @@ class Trainer:
         loss, mse, kl = clip_loss(predictions, frames[:, 1:], mu, logvar, beta, self.args.kl_reduction)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.args.clip_grad > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
-        self.optimizer.step()
+        largest_norm = self.args.clip_grad or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest_norm)
         with torch.no_grad():
-            return torch.stack([loss, mse, kl, psnr(predictions, frames[:, 1:]).mean()])
+            good = self.safeguard.step(torch.stack([loss, mse, kl]), norm)
+            quality = psnr(predictions, frames[:, 1:]).mean()
+            sums = torch.stack([loss, mse, kl, quality, torch.ones_like(loss), torch.zeros_like(loss)]) * len(frames)
+            return torch.where(good, sums, torch.eye(6, device=self.device)[5])
 
     def estimate_statistics(self) -> None:
         """Give the label encoder statistics that fit its present weights, from poses spread over the training data."""
@@ -223,7 +327,12 @@ class Trainer:
         """
         truth = self.val_frames
         noise = torch.Generator(self.device).manual_seed(self.args.seed)
-        progress = partial(progress_bar, desc="validation", unit="frame")
+
+        def progress(frames: Iterable[int]) -> Iterator[int]:
+            for frame in progress_bar(frames, "validation", unit="frame"):
+                yield frame
+                self.end_if_asked()
+
         with self.autocast():
             prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise, progress)[0]
         per_frame = psnr(prediction[1:], truth[1:])
@@ -256,40 +365,64 @@ class Trainer:
                                  folder / f"{prefix}val.gif")
 
     def save(self, path: Path) -> None:
-        """Write everything that continuing needs."""
-        save_checkpoint(path, {
+        """Write everything that continuing needs, and that Tester needs. BadInput: the weights went bad."""
+        self.check_weights()
+        under_way = None
+        if self.under_way is not None:
+            self.estimate_statistics()  # no effect on training, but the file can be tested as it is
+            under_way = vars(self.under_way) | {"sums": self.under_way.sums.cpu()}
+        checkpoint.save(path, {
             "model": self.model.state_dict(), "network": {flag: getattr(self.args, flag) for flag in NETWORK_FLAGS},
             "frame_size": [self.args.frame_H, self.args.frame_W], "flags": vars(self.args),
-            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "best_psnr": self.best_psnr,
+            "optimizer": {"state": self.optimizer.state_dict()["state"]},  # its settings are the flags'
+            "epoch": self.epoch, "best_psnr": self.best_psnr,
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
-            "device": self.device.type, "metrics": self.metrics, "timing": self.timing})
+            "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way,
+            "streak": self.safeguard.streak.cpu()})
+        self.saved_at = time.monotonic()
 
     def restore(self, state: dict, path: Path) -> None:
-        """Continue from a checkpoint that ``save`` wrote. BadInput: it does not fit."""
-        load_weights(self.model, state, path)
+        """Continue from a checkpoint, or start from its weights where it has no more. BadInput: it does not fit.
+
+        Nothing is changed before all of it has been checked.
+        """
+        parameters = list(self.model.parameters())
+        if "recognised" in state:
+            self.model.load_state_dict(state["model"])
+            return
         try:
-            flags = [{key: value for key, value in group.items() if key != "params"}
-                     for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, flags, strict=True):
-                group.update(own)  # moments are the checkpoint's, settings are the flags'
-            for purpose, generator in self.generators.items():
-                # The latent generator's state is of its device's kind: on another device it starts anew.
-                if purpose != "latent" or generator.device.type == state["device"]:
-                    generator.set_state(state["generators"][purpose])
-            self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
-            self.metrics, self.timing = state["metrics"], state["timing"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise BadInput(f"--ckpt_path {path}: its training state is damaged or for another --optim ({error}); "
-                           "start from another checkpoint") from error
+            checkpoint.check_training_state(state, parameters, self.generators,
+                                            {"metrics": METRICS, "timing": TIMING})
+        except ValueError as error:
+            raise BadInput(f"--ckpt_path {path}: {error}") from error
+        self.model.load_state_dict(state["model"])
+        moments = {}
+        for index, moment in state["optimizer"]["state"].items():
+            # Laid out in memory as the weights are: a fused step walks through both alike.
+            moments[index] = {name: torch.empty_like(parameters[index]).copy_(moment[name])
+                              for name in ("exp_avg", "exp_avg_sq")} | {"step": moment["step"]}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for purpose, generator in self.generators.items():
+            # The latent generator's state is of its device's kind: on another device it starts anew.
+            if purpose != "latent" or generator.device.type == state["device"]:
+                generator.set_state(state["generators"][purpose])
+        self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
+        self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
+        if "streak" in state:
+            self.safeguard.streak.copy_(state["streak"])
+        if state.get("under_way") is not None:
+            self.under_way = EpochUnderWay(**{field.name: state["under_way"][field.name]
+                                              for field in fields(EpochUnderWay)})
+            self.under_way.sums = self.under_way.sums.to(self.device)
 
 
 def describe_epoch(row: dict, num_epoch: int) -> str:
     """An epoch's row of metrics.csv as a line to read."""
     val = "" if row["val_psnr"] is None else f"  val loss {row['val_loss']:.5f}  val PSNR {row['val_psnr']:.2f} dB"
+    skipped = f"  {row['skipped']} steps skipped for bad numbers" if row["skipped"] else ""
     return (f"epoch {row['epoch']}/{num_epoch - 1}  loss {row['train_loss']:.4f}  MSE {row['train_mse']:.4f}  "
             f"KL {row['train_kl']:.4g}  beta {row['beta']:.3g}  teacher forcing {row['tfr']:.2f} (used in "
-            f"{row['tf_used']:.0%})  lr {row['lr']:.2e}{val}")
+            f"{row['tf_used']:.0%})  lr {row['lr']:.2e}{val}{skipped}")
 
 
 def make_parser() -> FlagParser:
@@ -298,8 +431,8 @@ def make_parser() -> FlagParser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--DR", required=True, help="root folder of the dataset")
-    group.add_argument("--frame_H", type=number(int, 4, 4096), default=32, help="height of the frames, pixels")
-    group.add_argument("--frame_W", type=number(int, 4, 4096), default=64, help="width of the frames, pixels")
+    group.add_argument("--frame_H", type=number(int, 4, LARGEST_FRAME), default=32, help="height of the frames, pixels")
+    group.add_argument("--frame_W", type=number(int, 4, LARGEST_FRAME), default=64, help="width of the frames, pixels")
     group.add_argument("--train_vi_len", type=number(int, 2, 10**6), default=16,
                        help="length of a training clip, frames")
     group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
@@ -314,7 +447,7 @@ def make_parser() -> FlagParser:
                        help="share of the training frames in the fast epochs")
     group.add_argument("--fast_train_epoch", type=number(int, 0), default=5, help="number of fast epochs")
 
-    channels = number(int, 1, 8192)
+    channels = number(int, 1, LARGEST_NETWORK)
     group = parser.add_argument_group("network (another network than a checkpoint's is refused)")
     group.add_argument("--F_dim", type=channels, default=128, help="frame features' channels, a multiple of 8")
     group.add_argument("--L_dim", type=channels, default=32, help="pose feature channels, a multiple of 2")
@@ -323,6 +456,10 @@ def make_parser() -> FlagParser:
                        help="fused feature channels, a multiple of 8")
     group.add_argument("--output", choices=["sigmoid", "linear"], default="sigmoid",
                        help="the generator's last activation; linear is the course's, unbounded")
+
+    group.add_argument("--template_activations", action=switch, default=False,
+                       help="no activation at the two places where the course's template writes LeakyReLU(True), which "
+                            "is slope 1.0; set by itself with a checkpoint of the template")
 
     group = parser.add_argument_group("roll-out: which frame is fed to the next step")
     group.add_argument("--tfr", type=number(float, 0, 1), default=1.0,
@@ -372,11 +509,14 @@ def make_parser() -> FlagParser:
     group = parser.add_argument_group("run")
     group.add_argument("--save_root", required=True, type=folder_name,
                        help="run folder; a new run refuses one that holds a run")
-    group.add_argument("--ckpt_path", help="checkpoint to continue from; flags given here win over its own")
+    group.add_argument("--ckpt_path", help="checkpoint to continue from, flags given here win over its own; or one of "
+                                           "the course's template to start from")
     group.add_argument("--resume", action="store_true",
                        help="continue from --save_root/last.ckpt; without one, start there")
     group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds, start anew")
     group.add_argument("--test", action="store_true", help="validate --ckpt_path only")
+    group.add_argument("--save_every_minutes", type=number(float, 0), default=10.0,
+                       help="minutes between saves of last.ckpt within a long epoch; 0: only at its end")
     group.add_argument("--per_save", type=number(int, 1), default=3,
                        help="epochs between epoch=N.ckpt files and between figures")
     group.add_argument("--val_every", type=number(int, 1), default=1, help="epochs between validations")
@@ -386,6 +526,9 @@ def make_parser() -> FlagParser:
                        help="keep a validation GIF at each save: figures/val_epoch=N.gif")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
     group.add_argument("--gpu", type=number(int, 1), default=1, help="number of GPUs; this version trains on one")
+    group.add_argument("--deterministic", action=switch, default=False,
+                       help="on CUDA, too, use only algorithms that give the same bits in each run (slower); on a CPU "
+                            "all do")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
     return parser
@@ -397,7 +540,9 @@ def write_flag(flag: str, value: bool | int | float | str | list | None) -> list
         return []
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    if isinstance(value, list):  # of numbers: none is taken for a flag
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}={value}"]  # one word: whatever the value is, it is no flag and no @file
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
@@ -435,64 +580,62 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     return args, state
 
 
-# What a run writes: whatever else lies in its folder is not ours to delete.
-RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
-             "events.out.tfevents.*")
-RUN_FIGURES = ("figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png", "figures/val.gif",
-               "figures/val_epoch=*.gif")
-
-
-def check_run_folder(args: argparse.Namespace) -> list[Path]:
-    """The files of another run that --overwrite allows to delete from --save_root; none for a new or continued run.
-
-    Raises
-    ------
-    BadInput : the folder cannot be written, or holds a run that is not to be continued or overwritten.
-    """
-    folder = Path(args.save_root)
-    check_writable(folder)
-    # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
-    continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
-    if continues and args.overwrite:
-        raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
-    if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):
-        return []
-    if not args.overwrite:
-        raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
-                       "--overwrite, or choose another folder")
-    return [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
-
-
 def main(argv: list[str] | None = None) -> None:
     args, state = parse_flags(argv)
     folder = Path(args.save_root)
-    old_run = [] if args.test else check_run_folder(args)
-    trainer = Trainer(args, pick_device(args.device))
-    if state is not None:
-        trainer.restore(state, Path(args.ckpt_path))
-    if trainer.epoch >= args.num_epoch and not args.test:
-        raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; give "
-                       "more")
-    trainer.load_data()
+    if args.deterministic:
+        make_deterministic()
+    if state is not None and "recognised" in state:
+        print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
     if args.test:
         check_writable(folder)
-        trainer.validation = trainer.validate(trainer.epoch - 1)
-        trainer.draw_validation(folder / "figures", "test_")
-        loss, quality = trainer.validation["loss"], trainer.validation["psnr"]
-        print(f"validation of {args.ckpt_path} (after {trainer.epoch} epochs, z: {args.val_latent}) over "
-              f"{args.val_vi_len - 1} frames: loss {loss:.6f}, PSNR {quality:.3f} dB")
+        test(args, state)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in old_run:
-        path.unlink()
-    if not (folder / "best.ckpt").exists():
-        trainer.best_psnr = -math.inf  # the best of a run that lives elsewhere: this folder has to have its own
-    write_json(folder / "config.json", describe_run(args, folder / "config.json"))
-    print(f"{len(trainer.loaders[False].starts)} clips of {args.train_vi_len} frames, "
-          f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {trainer.device}, run folder {folder}")
-    trainer.fit()
+    old_run = check_run_folder(args)
+    with contextlib.ExitStack() as hold:
+        held = (folder / ".lock").exists()  # a folder without one may still be refused, and is left as it is
+        if held:
+            hold.enter_context(hold_run_folder(folder))
+        trainer = make_trainer(args, state)
+        if trainer.epoch >= args.num_epoch:
+            raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; "
+                           "give more")
+        trainer.load_data()
+        if not held:
+            folder.mkdir(parents=True, exist_ok=True)
+            hold.enter_context(hold_run_folder(folder))
+            old_run = check_run_folder(args)  # another run may have come first
+        for path in old_run:
+            path.unlink()
+        if not (folder / "best.ckpt").exists():
+            trainer.best_psnr = -math.inf  # the best of a run that lives elsewhere: this folder has to have its own
+        trainer.save(folder / "last.ckpt")  # from now on there is something to resume
+        write_json(folder / "config.json", describe_run(args, folder / "config.json"))
+        print(f"{len(trainer.loaders[False].starts)} clips of {args.train_vi_len} frames, "
+              f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {trainer.device}, run folder "
+              f"{folder}", flush=True)
+        trainer.fit()
     print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")
 
 
+def make_trainer(args: argparse.Namespace, state: dict | None) -> Trainer:
+    trainer = Trainer(args, pick_device(args.device))
+    if state is not None:
+        trainer.restore(state, Path(args.ckpt_path))
+    return trainer
+
+
+def test(args: argparse.Namespace, state: dict) -> None:
+    """Validate a checkpoint, print its scores and draw its figures."""
+    trainer = make_trainer(args, state)
+    trainer.load_data()
+    epochs = state.get("epoch")
+    trainer.validation = trainer.validate(-1 if epochs is None else epochs - 1)
+    trainer.draw_validation(trainer.folder / "figures", "test_")
+    loss, quality = trainer.validation["loss"], trainer.validation["psnr"]
+    print(f"validation of {args.ckpt_path} (after {'?' if epochs is None else epochs} epochs, z: {args.val_latent}) "
+          f"over {args.val_vi_len - 1} frames: loss {loss:.6f}, PSNR {quality:.3f} dB")
+
+
 if __name__ == "__main__":
-    sys.exit(run_main("Trainer.py", main))
+    sys.exit(run_main("Trainer.py", main, MEMORY_ADVICE))

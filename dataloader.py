@@ -20,6 +20,9 @@ from torch import Tensor
 
 from utils import BadInput, progress_bar
 
+# What Pillow finds odd about a damaged file: the refusal says it better, and filters cannot be changed by threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 FRAME_NAME = re.compile(r"\D*(\d+)\.png", re.IGNORECASE)
 
 
@@ -77,28 +80,45 @@ def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    """One image file as uint8 (height, width, 3), resized as torchvision's Resize does it on a PIL image (bilinear).
+    """One PNG (or JPEG) file as uint8 (height, width, 3), resized as torchvision's Resize does it on a PIL image.
+
+    Palettes and grey become RGB; 16 bits a channel become 8, the upper ones.
 
     Raises
     ------
-    BadInput : the file is missing, no image, cut off, or claims an absurd size.
+    BadInput : the file is missing, no such image, cut off, transparent anywhere, or claims an absurd size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image = image.convert("RGB")
+        # Not by the name, and no other formats: Pillow would even hand some files to programs that run them.
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError  # Pillow itself only warns until twice as many
+            image = _to_rgb(image)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
         raise BadInput(f"{path}: it claims more than {Image.MAX_IMAGE_PIXELS:,} pixels; replace the file") from error
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: there is no such file; add it") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise BadInput(f"{path}: it cannot be read ({error.strerror}); add it or mend its permissions") from error
     except UnidentifiedImageError as error:
-        raise BadInput(f"{path}: this is not an image; replace or remove the file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path}: the image is damaged or cut off ({error}); replace or remove the file") from error
+        raise BadInput(f"{path}: this is not a PNG image, whatever its name says; replace or remove it") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make the decoder raise whatever it meets
+        raise BadInput(f"{path}: the image is damaged or cut off ({' '.join(str(error).split())[:80]}); replace or "
+                       "remove the file") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise BadInput("it has transparent pixels, and what is to be seen through them is unknown; save it without "
+                       "transparency")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str) -> Tensor:
@@ -252,9 +272,10 @@ class ClipLoader:
 
         Parameters
         ----------
-        order : a permutation of the clips.
+        order : a permutation of the clips, or what is left of one, perhaps nothing.
         """
-        for clips in order.split(self.batch_size):
+        for begin in range(0, len(order), self.batch_size):
+            clips = order[begin:begin + self.batch_size]
             index = (self.starts[clips].unsqueeze(1) + self.window).to(self.frames.device)  # (B, T)
             yield to_float(self.frames[index]), to_float(self.labels[index])
 

@@ -1,26 +1,33 @@
-"""What Trainer and Tester share about a run: bad input, flags, checkpoint files, seeds, device, the metric log."""
+"""What Trainer and Tester share about a run: how it ends, flags, seeds, device, checkpoints, the run folder."""
 import argparse
 import contextlib
 import csv
-import io
+import datetime
+import errno
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import filelock
 import torch
 from tqdm import tqdm
 
-CHECKPOINT_FORMAT = 1
-NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output")
-METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "val_loss", "val_psnr")
+from modules import checkpoint
+from modules.files import replacing
+from modules.interrupts import Interrupted
+
+METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "skipped", "val_loss",
+           "val_psnr")
 TIMING = ("epoch", "train_seconds", "val_seconds", "frames_per_second")
 
 
@@ -28,24 +35,49 @@ class BadInput(Exception):
     """What the user gave cannot be used. The message is one sentence: what is wrong, where, and the mend."""
 
 
-def run_main(program: str, main: Callable[[], None]) -> int:
-    """Run ``main`` and turn bad input into a sentence on stderr. Returns the exit code: 0, 2 or 130 (Ctrl-C)."""
+DISK_REFUSES = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
+
+
+def run_main(program: str, main: Callable[[], None], memory_advice: str = "give smaller sizes") -> int:
+    """Run ``main`` and turn what ends it into a sentence on stderr. ``memory_advice``: which flags need less memory.
+
+    Returns
+    -------
+    The exit code: 0; 2 for bad input, a disk that refuses or too little memory; 128 + the number of a signal.
+    """
     try:
         main()
     except BadInput as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(program, str(error))
     except OSError as error:
-        print(f"{program}: error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); check "
-              "that it is there, that it is yours and that the disk has room", file=sys.stderr)
-        return 2
-    except (MemoryError, torch.OutOfMemoryError):
-        print(f"{program}: error: out of memory; give smaller sizes, clips or batches", file=sys.stderr)
-        return 2
+        file, reason = error.filename or "a file", error.strerror or error
+        if error.errno in DISK_REFUSES:
+            return _fail(program, f"{file} cannot be written ({reason}); all files that were complete still are: make "
+                                  "room, then start again (a training run with --resume)")
+        return _fail(program, f"{file} cannot be read or written ({reason}); check that it is there and that it is "
+                              "yours")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(program, f"out of memory; {memory_advice}")
+    except Interrupted as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     return 0
+
+
+def _fail(program: str, message: str) -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, CUDA's, or the CPU's, for which PyTorch has no class of its own."""
+    return (isinstance(error, MemoryError | torch.OutOfMemoryError)
+            or re.search(r"can't allocate memory|not enough memory|out of memory", str(error)) is not None)
 
 
 @contextlib.contextmanager
@@ -122,6 +154,14 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def make_deterministic() -> None:
+    """Allow only algorithms that give the same bits in each run. Comes before the first use of CUDA."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help in debugging that costs time
+    torch.backends.cudnn.benchmark = False
+
+
 def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
     """One seeded generator for each purpose, so that a change in one never shifts the others.
 
@@ -134,26 +174,6 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
 
 # Files
 
-@contextlib.contextmanager
-def replacing(path: Path, mode: str = "wb", **kwargs) -> Iterator[io.IOBase]:
-    """Open a temporary file beside ``path`` that takes its place once it is wholly on the disk.
-
-    A process that dies half way leaves the file that was there. BadInput where the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written ({error.strerror}); free some space or choose another "
-                       "--save_root") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_writable(folder: Path) -> None:
     """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused."""
     nearest = folder
@@ -165,69 +185,27 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    with replacing(path, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    """Write rows as CSV. Numbers keep every digit; None becomes an empty cell."""
-    with replacing(path, "w", encoding="utf-8", newline="") as file:
+    """Write rows as CSV. Numbers keep every digit; None and what a row lacks become an empty cell."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def save_checkpoint(path: Path, state: dict) -> None:
-    with replacing(path) as file:
-        torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-
+# Checkpoints
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint of this product on the CPU. Nothing in the file is executed (weights_only).
-
-    Holds at least ``model`` (state_dict), ``network`` (NETWORK_FLAGS), ``frame_size`` (H, W) and ``flags``.
-
-    Raises
-    ------
-    BadInput : no such file, a broken one, or one that is no checkpoint of this product.
-    """
-    if not path.is_file():
-        raise BadInput(f"--ckpt_path {path}: there is no such file")
+    """``modules.checkpoint.read`` for a file that the user has named. BadInput: it cannot be used."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it finds odd in a broken file; the error below says it better
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise whatever it meets
-        raise BadInput(f"--ckpt_path {path}: this file is broken or no checkpoint; give a .ckpt file that "
-                       "Trainer.py wrote") from error
-    parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
-        raise BadInput(f"--ckpt_path {path}: this is no checkpoint of Trainer.py; give one of its .ckpt files")
-    if len(state["frame_size"]) != 2 or not all(isinstance(side, int) and side >= 4 for side in state["frame_size"]):
-        raise BadInput(f"--ckpt_path {path}: its frame size {state['frame_size']} is none; give another checkpoint")
-    if state["format"] != CHECKPOINT_FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
-        raise BadInput(f"--ckpt_path {path}: it was written by another version of Trainer.py; use that version")
-    return state
-
-
-def load_weights(model: torch.nn.Module, state: dict, path: Path) -> None:
-    """Put a checkpoint's weights into a model, after checking names, shapes, types and values.
-
-    Raises
-    ------
-    BadInput : they are of another network, or not all of them are finite. The model is then as it was.
-    """
-    expected, given = model.state_dict(), state["model"]
-    for name in expected.keys() | given.keys():
-        fits = (name in expected and isinstance(given.get(name), torch.Tensor)
-                and given[name].shape == expected[name].shape and given[name].dtype == expected[name].dtype)
-        if not fits:
-            raise BadInput(f"--ckpt_path {path}: it is from another network ({name} does not fit); give a checkpoint "
-                           "of this network")
-    if not all(tensor.isfinite().all() for tensor in given.values()):
-        raise BadInput(f"--ckpt_path {path}: its weights hold NaN or infinite values; give an earlier one")
-    model.load_state_dict(given)
+        return checkpoint.read(path)
+    except ValueError as error:
+        raise BadInput(f"--ckpt_path {path}: {error}") from error
 
 
 # The run folder
@@ -248,6 +226,69 @@ def describe_run(args: argparse.Namespace, previous: Path) -> dict:
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "numpy": numpy.__version__, "cuda": torch.version.cuda},
             "commit": commit.stdout.strip() or None if commit else None, "before": before}
+
+
+# What a run writes: whatever else lies in its folder is not ours to delete.
+RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
+             "events.out.tfevents.*")
+RUN_FIGURES = ("figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png", "figures/val.gif",
+               "figures/val_epoch=*.gif")
+
+
+def check_run_folder(args: argparse.Namespace) -> list[Path]:
+    """The files of another run that --overwrite allows to delete from --save_root; none for a new or continued run.
+
+    Raises
+    ------
+    BadInput : the folder cannot be written, or holds a run that is not to be continued or overwritten.
+    """
+    folder = Path(args.save_root)
+    check_writable(folder)
+    # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
+    continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
+    if continues and args.overwrite:
+        raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
+    if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):
+        return []
+    if args.resume and not args.overwrite and not args.ckpt_path:
+        raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; delete them with "
+                       "--overwrite, or choose another folder and, with --ckpt_path, another checkpoint")
+    if not args.overwrite:
+        raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
+                       "--overwrite, or choose another folder")
+    return [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
+
+
+@contextlib.contextmanager
+def hold_run_folder(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to a run folder. The system lets go of it when the process dies, however it dies.
+
+    Raises
+    ------
+    BadInput : another process, which is named, holds it.
+    """
+    owner = folder / ".owner.json"
+    try:
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        name = "another process"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            first = json.loads(owner.read_text(encoding="utf-8"))
+            name = f"process {first['process']} on {first['host']}, since {first['since']}: {first['command']}"
+        raise BadInput(f"--save_root {folder} is in use ({name}); wait for that run, end it or choose another "
+                       "folder") from error
+    try:
+        # What a process that died has left; nobody else writes here now.
+        for temporary in (*folder.glob(".*.tmp"), *folder.glob("figures/.*.tmp")):
+            temporary.unlink(missing_ok=True)
+        write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
+                           "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds")})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
 
 
 class MetricLog:

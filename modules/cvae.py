@@ -20,6 +20,8 @@ class CVAE(nn.Module):
     F_dim, L_dim, N_dim, D_out_dim : channels of the frame features (multiple of 8), pose features (even),
         latent map (multiple of 4) and fused features (multiple of 8).
     output : "sigmoid" or "linear", the generator's last activation.
+    template_activations : slope 1.0, that is no activation, at the two places where the course's template writes
+        ``LeakyReLU(True)``.
     bptt : let the gradient through the fed-back prediction (back-propagation through time); without it the
         prediction is detached before it is fed back.
 
@@ -29,15 +31,15 @@ class CVAE(nn.Module):
     """
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192,
-                 output: str = "sigmoid", bptt: bool = False):
+                 output: str = "sigmoid", template_activations: bool = False, bptt: bool = False):
         super().__init__()
         sizes = {"F_dim": (F_dim, 8), "L_dim": (L_dim, 2), "N_dim": (N_dim, 4), "D_out_dim": (D_out_dim, 8)}
         for name, (size, multiple) in sizes.items():
             if size <= 0 or size % multiple:
                 raise ValueError(f"--{name} {size}: it must be a positive multiple of {multiple}")
         self.frame_encoder = FrameEncoder(F_dim)
-        self.label_encoder = LabelEncoder(L_dim)
-        self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim)
+        self.label_encoder = LabelEncoder(L_dim, template_activations)
+        self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)
         self.decoder_fusion = DecoderFusion(F_dim, L_dim, N_dim, D_out_dim)
         self.generator = Generator(D_out_dim, output)
         self.N_dim = N_dim

@@ -30,14 +30,16 @@ class LabelEncoder(nn.Sequential):
     it (mean 2.4, standard deviation 0.03 after a few hundred steps), which has two consequences: bfloat16 would round
     the pattern away, so this part always computes in float32; and the constant moves with the weights, a dozen
     standard deviations ahead of the running mean, so the statistics are estimated anew before they are used.
+
+    ``template_activations``: slope 1.0 for the LeakyReLU, as the course's template has it.
     """
 
-    def __init__(self, L_dim: int):
+    def __init__(self, L_dim: int, template_activations: bool = False):
         super().__init__(
             nn.ReflectionPad2d(3),
             nn.Conv2d(3, L_dim // 2, 7),
             nn.BatchNorm2d(L_dim // 2),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(1.0 if template_activations else 0.01),
             ResidualBlock(L_dim // 2, L_dim),
         )
 

@@ -1,16 +1,13 @@
 """Every plot, GIF and MP4.
 
-A writer fills a temporary file beside its target and renames it at the end: a process that is killed half way
-leaves the old picture or none. Matplotlib is imported by the first plot, so that training starts without it,
+Files are replaced whole (files.py). Matplotlib is imported by the first plot, so that training starts without it,
 and is used through its figure objects: nothing is shared with a notebook's pyplot.
 
 `history` is a list of dicts, one per epoch, with the keys epoch, train_loss, train_mse, train_kl, beta, tfr,
 tf_used, lr, val_loss, val_psnr. val_loss and val_psnr are None in epochs without validation; any may be NaN.
 """
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from modules.files import replacing
 from modules.metrics import to_uint8
 
 # Okabe and Ito's palette: the colours stay apart for every kind of colour vision, and in grey as well.
@@ -194,8 +192,8 @@ def _finish(figure, panels: list, path: str | Path, title: str, x_label: str = "
         middle = round((first + last) / 2)
         panels[-1].set_xlim(middle - 0.6, middle + 0.6)
     figure.suptitle(title, fontsize=12)
-    with _replacing(path) as temporary:
-        figure.savefig(temporary)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:])
 
 
 # Pictures that move
@@ -265,7 +263,7 @@ def write_gif(clip: Tensor, path: str | Path, fps: float = 20) -> None:
     # GIF counts time in 10 ms. Rounding the moments, not the durations, keeps the error from adding up.
     moments = [round(100 * index / fps) for index in range(len(frames) + 1)]
     durations = [10 * (end - start) for start, end in zip(moments[:-1], moments[1:], strict=True)]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         next(pictures).save(temporary, format="GIF", save_all=True, append_images=pictures,
                             duration=durations, loop=0, disposal=1)
 
@@ -291,7 +289,7 @@ def write_mp4(clip: Tensor, path: str | Path, fps: float = 20) -> None:
     clip = _check_clip(clip)
     height, width = (side * _factor(clip) for side in clip.shape[2:])
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    with _replacing(path) as temporary, av.open(str(temporary), "w", format="mp4",
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4",
                                                 options={"movflags": "faststart"}) as container:
         stream = _video_stream(container, Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -361,16 +359,3 @@ def _video_stream(container, rate: Fraction):
         return container.add_stream(H264, rate=rate, options={"crf": "16", "preset": "medium"})
     except av.codec.codec.UnknownCodecError:
         return container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "2"})
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` with the same suffix, which takes its place if all goes well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,16 +15,17 @@ class GaussianPredictor(nn.Sequential):
 
     (B, F_dim, H, W) and (B, L_dim, H, W) -> mu, logvar, each (B, N_dim, H, W). N_dim is a multiple of 4.
     logvar is clamped to ``LOGVAR_RANGE`` here, so that the sample and the KL divergence use the same value.
+    ``template_activations``: slope 1.0 for the LeakyReLU before the last convolution, as the course's template has it.
     """
 
-    def __init__(self, F_dim: int, L_dim: int, N_dim: int):
+    def __init__(self, F_dim: int, L_dim: int, N_dim: int, template_activations: bool = False):
         super().__init__(
             ResidualBlock(F_dim + L_dim, N_dim // 4),
             DepthConvBlock(N_dim // 4, N_dim // 4),
             ResidualBlock(N_dim // 4, N_dim // 2),
             DepthConvBlock(N_dim // 2, N_dim // 2),
             ResidualBlock(N_dim // 2, N_dim),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(1.0 if template_activations else 0.01),
             nn.Conv2d(N_dim, 2 * N_dim, 1),
         )
 

@@ -2,8 +2,10 @@
 
     python -m pytest tests/test_dataloader.py
 """
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -112,21 +114,56 @@ def test_equal_counts_with_different_numbers_are_refused(tmp_path):
 
 # Pixels
 
-@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA"])
 @pytest.mark.parametrize("size", [(8, 16), (32, 64), (5, 9), (37, 21), (7, 40), (1, 1)], ids=str)
 def test_pixels_are_those_of_torchvisions_resize(mode, size, tmp_path):
     dice = np.random.default_rng(size[0])
-    if mode == "I;16":
-        image = Image.fromarray(dice.integers(0, 400, size, dtype=np.uint16))
-    else:
-        image = Image.fromarray(dice.integers(0, 256, (*size, 4), dtype=np.uint8), "RGBA")
-        image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
-        if mode == "LA":
-            image.putalpha(Image.fromarray(dice.integers(0, 256, size, dtype=np.uint8)))
+    image = Image.fromarray(dice.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
     assert image.mode == mode
     image.save(tmp_path / "0.png")
     expected = np.asarray(Resize((H, W))(Image.open(tmp_path / "0.png").convert("RGB")))
     assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), expected)
+
+
+def test_sixteen_bits_become_their_upper_eight(tmp_path):
+    """Pillow's own conversion would make all that is brighter than 255 of 65,535 white."""
+    grey = np.random.default_rng(0).integers(0, 2**16, (H, W), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "0.png")
+    assert Image.open(tmp_path / "0.png").mode == "I;16"
+    expected = np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2)
+    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), expected)
+
+
+def write_rgb16(path: Path, pixels: np.ndarray) -> None:
+    """A PNG file with 16 bits for each of three channels, which Pillow reads but does not write."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)),
+              (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks))
+
+
+def test_sixteen_bits_of_colour_become_their_upper_eight(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (H, W, 3), dtype=np.uint16)
+    write_rgb16(tmp_path / "0.png", pixels)
+    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), pixels // 256)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_pixels_are_refused(mode, tmp_path):
+    image = Image.new(mode, (W, H), 0)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(255)
+        image.save(tmp_path / "opaque.png")
+        assert not dataloader.read_image(tmp_path / "opaque.png", H, W).any()
+        image.putpixel((3, 3), (*[0] * (len(mode) - 1), 254))
+        image.save(tmp_path / "0.png")
+    else:  # a colour that stands for nothing
+        image.save(tmp_path / "0.png", transparency=0 if mode == "P" else (0, 0, 0))
+    with pytest.raises(BadInput, match="0.png: it has transparent pixels, .*; save it without transparency"):
+        dataloader.read_image(tmp_path / "0.png", H, W)
 
 
 def test_height_comes_first(tmp_path):
@@ -136,19 +173,20 @@ def test_height_comes_first(tmp_path):
 
 def test_what_is_no_whole_image_is_refused(tmp_path):
     path = tmp_path / "4.png"
-    with pytest.raises(BadInput, match="no such file; add it"):
+    with pytest.raises(BadInput, match="cannot be read .No such file or directory.; add it"):
         dataloader.read_image(path, H, W)
     Image.fromarray(make_video(1, 0)[0][0]).save(path)
     whole = path.read_bytes()
     for length in range(0, len(whole) - 24, 7):  # the last bytes are checksums and the end mark, without any pixel
         path.write_bytes(whole[:length])
-        with pytest.raises(BadInput, match="4.png: .*; replace or remove the file"):
+        with pytest.raises(BadInput, match="4.png: .*; replace or remove "):
             dataloader.read_image(path, H, W)
     path.write_text("this is text")
-    with pytest.raises(BadInput, match="not an image"):
+    with pytest.raises(BadInput, match="not a PNG image"):
         dataloader.read_image(path, H, W)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_image_that_claims_an_absurd_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for size in ((8, 16), (40, 40)):  # a warning of Pillow, and an error
@@ -157,10 +195,46 @@ def test_an_image_that_claims_an_absurd_size_is_refused(tmp_path, monkeypatch):
             dataloader.read_image(tmp_path / "0.png", H, W)
 
 
-def test_a_gif_named_png_is_read_as_the_picture_it_is(tmp_path):
-    image = Image.fromarray(make_video(1, 0)[0][0]).quantize(256)
-    image.save(tmp_path / "0.png", "GIF")
-    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), np.asarray(image.convert("RGB")))
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [50_000, 10_000])
+def test_a_small_file_that_claims_2500_million_pixels_is_refused_at_once(side, tmp_path):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
+                                     + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 9) + b"IDAT")
+    with pytest.raises(BadInput, match="0.png: it claims more than"):
+        dataloader.read_image(tmp_path / "0.png", H, W)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "EPS"])
+def test_another_format_named_png_is_refused(kind, tmp_path):
+    """A GIF may hold many frames; an EPS file is a program."""
+    Image.fromarray(make_video(1, 0)[0][0]).save(tmp_path / "0.png", kind)
+    with pytest.raises(BadInput, match="0.png: this is not a PNG image, whatever its name says"):
+        dataloader.read_image(tmp_path / "0.png", H, W)
+
+
+def test_a_jpeg_named_png_is_read(tmp_path):
+    image = Image.fromarray(make_video(1, 0)[0][0])
+    image.save(tmp_path / "0.png", "JPEG")
+    assert np.array_equal(dataloader.read_image(tmp_path / "0.png", H, W), np.asarray(Image.open(tmp_path / "0.png")))
+
+
+def test_stray_files_do_no_harm(own_data):
+    before = dataloader.read_recording(own_data, "train", H, W, 1)
+    for folder in ("train/train_img", "train/train_label", "test/test_img", "test/test_label", "test/test_img/0"):
+        for name in (".DS_Store", "Thumbs.db", "._1.png", "desktop.ini", "notes.txt", ".1.png.swp"):
+            (own_data / folder / name).write_bytes(b"stray")
+        (own_data / folder / ".ipynb_checkpoints").mkdir()
+    after = dataloader.read_recording(own_data, "train", H, W, 1)
+    assert torch.equal(before.frames, after.frames) and torch.equal(before.labels, after.labels)
+    assert [sequence.name for sequence in dataloader.read_test_sequences(own_data, H, W, 1)] == ["0", "1", "2", "10"]
+
+
+def test_a_folder_named_like_a_frame_is_refused(own_data):
+    (own_data / "train" / "train_img" / "5.png").unlink()
+    (own_data / "train" / "train_img" / "5.png").mkdir()
+    with pytest.raises(BadInput, match="5.png: .*; replace or remove"):
+        dataloader.read_recording(own_data, "train", H, W, 1)
 
 
 def test_each_png_is_decoded_once_in_a_training(data, tmp_path, monkeypatch, no_figures):

@@ -154,7 +154,7 @@ def test_a_writer_that_fails_leaves_the_old_picture_and_no_rubbish(monkeypatch, 
     path = tmp_path / "plot.png"
     path.write_bytes(b"the old picture")
 
-    def fail(figure, file):
+    def fail(figure, file, format):
         file.write_bytes(b"half a picture")
         raise ZeroDivisionError
 

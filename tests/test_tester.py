@@ -13,9 +13,9 @@ from conftest import NETWORK, VAL_FRAMES, H, W, contents, make_video, read_csv, 
 from PIL import Image
 
 import Tester
+from modules.checkpoint import NETWORK_FLAGS, save
 from modules.cvae import CVAE
 from modules.metrics import course_score
-from utils import NETWORK_FLAGS, save_checkpoint
 
 LENGTHS = {"0": 5, "1": 7, "2": 4, "10": 5}  # of the sequences of the tiny dataset
 FLAGS = ["--any_size", "--no-make_gif", "--device", "cpu", "--num_workers", "1"]
@@ -26,14 +26,13 @@ def checkpoint(tmp_path_factory):
     """A network with random weights and livelier outputs than those of the first step."""
     torch.manual_seed(0)
     network = {**{flag[2:]: int(size) for flag, size in zip(NETWORK[::2], NETWORK[1::2], strict=True)},
-               "output": "sigmoid"}
+               "output": "sigmoid", "template_activations": False}
     assert set(network) == set(NETWORK_FLAGS)
     model = CVAE(**network)
     for parameter in model.parameters():
         parameter.data *= 1.3
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
-    save_checkpoint(path, {"model": model.state_dict(), "network": network, "frame_size": [H, W], "flags": {},
-                           "epoch": 3})
+    save(path, {"model": model.state_dict(), "network": network, "frame_size": [H, W], "flags": {}, "epoch": 3})
     return path
 
 
@@ -306,7 +305,7 @@ def test_bad_data_is_refused(damage, words, own_data, checkpoint, tmp_path, refu
 @pytest.mark.parametrize("name", ["test_img/0/0.png", "test_label/1/3.png"])
 def test_a_damaged_picture_is_refused(name, own_data, checkpoint, tmp_path, refused):
     path = own_data / "test" / name
-    for content, words in ((path.read_bytes()[:60], "damaged or cut off"), (b"text", "not an image")):
+    for content, words in ((path.read_bytes()[:60], "damaged or cut off"), (b"text", "not a PNG image")):
         path.write_bytes(content)
         message = refused("Tester.py", "--DR", own_data, "--ckpt_path", checkpoint, "--save_root", tmp_path / "r",
                           *FLAGS)

@@ -1,26 +1,16 @@
-"""What Trainer and Tester share: exit codes, flags, device, generators, files that are replaced whole, checkpoints.
+"""What Trainer and Tester share: exit codes, flags, device, generators, folders, tables, the log.
 
     python -m pytest tests/test_utils.py
 """
-import io
 import json
 import os
-import random
 
 import pytest
 import torch
-from conftest import contents, read_csv
+from conftest import read_csv
 
 import utils
-from modules.cvae import CVAE
 from utils import BadInput
-
-NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid"}
-
-
-def state_of(model: torch.nn.Module) -> dict:
-    return {"model": model.state_dict(), "network": NETWORK, "frame_size": [8, 16], "flags": {}}
-
 
 # Exit codes
 
@@ -120,32 +110,6 @@ def test_generators_are_repeatable_and_independent():
 
 # Files
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), utils.replacing(path, "w") as file:
-        file.write("half")
-        raise ZeroDivisionError
-    assert contents(tmp_path) == {"file": b"old"}
-    with utils.replacing(path, "w") as file:
-        file.write("new")
-        assert path.read_text() == "old"
-    assert contents(tmp_path) == {"file": b"new"}
-
-
-def test_a_full_disk_is_bad_input_and_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    path.write_text("old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadInput, match="last.ckpt cannot be written .No space left on device.; free some space"):
-        utils.save_checkpoint(path, {"model": {}})
-    assert contents(tmp_path) == {"last.ckpt": b"old"}
-
-
 def test_a_folder_that_cannot_be_written_is_refused_and_not_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -163,88 +127,6 @@ def test_tables_keep_every_digit(tmp_path):
     utils.write_table(tmp_path / "t.csv", ("a", "b"), rows)
     assert (tmp_path / "t.csv").read_bytes() == b"a,b\n0.3333333333333333,\n1e-30,7\n"
     assert [float(row["a"]) for row in read_csv(tmp_path / "t.csv")] == [1 / 3, 1e-30]
-
-
-# Checkpoints
-
-def test_a_checkpoint_reads_back(tmp_path):
-    model, other = CVAE(**NETWORK), CVAE(**NETWORK)
-    utils.save_checkpoint(tmp_path / "a.ckpt", state_of(model))
-    state = utils.load_checkpoint(tmp_path / "a.ckpt")
-    utils.load_weights(other, state, tmp_path / "a.ckpt")
-    assert state["network"] == NETWORK and state["format"] == utils.CHECKPOINT_FORMAT
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, other.state_dict()[name])
-
-
-def test_random_bytes_are_no_checkpoint(tmp_path):
-    """Bytes that happen to look like the start of a pickle make its reader fail in many ways."""
-    dice, path = random.Random(0), tmp_path / "a.ckpt"
-    for index in range(300):
-        path.write_bytes((b"\x80\x02" if index % 2 else b"") + dice.randbytes(dice.choice([0, 1, 5, 50, 500])))
-        with pytest.raises(BadInput, match="a.ckpt: this"):
-            utils.load_checkpoint(path)
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_a_truncated_checkpoint_is_refused(zipped, tmp_path):
-    buffer, path = io.BytesIO(), tmp_path / "a.ckpt"
-    state = {"format": utils.CHECKPOINT_FORMAT, "model": {"a": torch.zeros(50)}, "network": NETWORK,
-             "frame_size": [8, 16], "flags": {}}
-    torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
-    whole = buffer.getvalue()
-    path.write_bytes(whole)
-    assert utils.load_checkpoint(path)["network"] == NETWORK
-    for length in range(0, len(whole) - 1, 11):
-        path.write_bytes(whole[:length])
-        with pytest.raises(BadInput, match="a.ckpt: this"):
-            utils.load_checkpoint(path)
-
-
-@pytest.mark.parametrize("content", [
-    {"state_dict": {}, "optimizer": {}}, [1, 2], torch.zeros(3), {"model": {"a": torch.zeros(1)}},
-    {"format": "1", "model": {}, "network": NETWORK, "frame_size": [8, 16], "flags": {}},
-    {"format": 1, "model": [], "network": NETWORK, "frame_size": [8, 16], "flags": {}}], ids=str)
-def test_a_file_of_something_else_is_refused(content, tmp_path):
-    torch.save(content, tmp_path / "a.ckpt")
-    with pytest.raises(BadInput, match="no checkpoint of Trainer.py; give one of its"):
-        utils.load_checkpoint(tmp_path / "a.ckpt")
-
-
-@pytest.mark.parametrize("change", [{"format": 99}, {"network": {"F_dim": 8}}, {"network": {**NETWORK, "new": 1}}],
-                         ids=str)
-def test_a_checkpoint_of_another_version_is_refused(change, tmp_path):
-    torch.save({"format": utils.CHECKPOINT_FORMAT, **state_of(CVAE(**NETWORK)), **change}, tmp_path / "a.ckpt")
-    with pytest.raises(BadInput, match="another version"):
-        utils.load_checkpoint(tmp_path / "a.ckpt")
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    torch.save({"format": utils.CHECKPOINT_FORMAT, **state_of(CVAE(**NETWORK)), "flags": Hostile()},
-               tmp_path / "a.ckpt")
-    with pytest.raises(BadInput, match="broken or no checkpoint"):
-        utils.load_checkpoint(tmp_path / "a.ckpt")
-    assert not (tmp_path / "executed").exists()
-    torch.load(tmp_path / "a.ckpt", weights_only=False)
-    assert (tmp_path / "executed").exists()  # the file is hostile indeed
-
-
-def test_weights_that_do_not_fit_are_refused_and_none_is_taken(tmp_path):
-    model = CVAE(**NETWORK)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    given = CVAE(**NETWORK).state_dict()
-    name, weight = next((name, weight) for name, weight in given.items() if weight.dim() == 4)
-    for change in ({name: weight[:, :, :1]}, {name: weight.double()}, {name: None}, {"extra": weight}):
-        with pytest.raises(BadInput, match="another network .* does not fit") as error:
-            utils.load_weights(model, {"model": {**given, **change}}, tmp_path / "a.ckpt")
-        assert next(iter(change)) in str(error.value)
-    with pytest.raises(BadInput, match="another network"):
-        utils.load_weights(model, {"model": {key: given[key] for key in given if key != name}}, tmp_path / "a.ckpt")
-    assert all(torch.equal(before[key], weight) for key, weight in model.state_dict().items())
 
 
 # The log

@@ -1,0 +1,183 @@
+"""The checkpoint file: written whole, read without executing anything in it, and checked before it is used."""
+import io
+import math
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from modules.course import is_course_checkpoint, read_course_checkpoint
+from modules.cvae import CVAE
+from modules.files import replacing
+
+FORMAT = 1
+NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations")
+LARGEST_FRAME, LARGEST_NETWORK = 4096, 8192  # pixels a side, channels
+
+
+def save(path: Path, state: dict) -> None:
+    buffer = io.BytesIO()  # torch's own file writer hides why a disk refuses
+    torch.save({"format": FORMAT, **state}, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read(path: Path) -> dict:
+    """A checkpoint of this product or of the course's template, on the CPU. Nothing in the file is executed.
+
+    Returns
+    -------
+    A dict that holds at least model (a state_dict that fits the network, all values finite), network (NETWORK_FLAGS),
+    frame_size (H, W) and flags (name -> None, bool, number, str or list of numbers). One of the template also has
+    ``recognised``, a sentence about it, and no training state.
+
+    Raises
+    ------
+    ValueError : no such file, a broken one, one that is no such checkpoint, or one whose weights are not those of its
+        network or not finite. The message does not name the file.
+    PermissionError : it may not be read.
+    """
+    state = _read_checkpoint(path)
+    if is_course_checkpoint(state):
+        try:
+            state = read_course_checkpoint(state)
+        except ValueError as error:
+            raise ValueError(f"{error}; give another checkpoint") from error
+    else:
+        parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
+            raise ValueError("this is no checkpoint of Trainer.py; give one of its .ckpt files")
+        # Checkpoints from before this flag existed were trained without it.
+        state["network"] = {"template_activations": False, **state["network"]}
+        if state["format"] != FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
+            raise ValueError("it was written by another version of Trainer.py; use that version")
+        state.pop("recognised", None)
+    if len(state["frame_size"]) != 2 or not all(_is_count(side, 4, LARGEST_FRAME) for side in state["frame_size"]):
+        raise ValueError("its frame size is none; give another checkpoint")
+    for flag, value in state["flags"].items():
+        numbers = isinstance(value, list) and all(_is_number(item) for item in value)
+        if not isinstance(flag, str) or not (value is None or numbers or isinstance(value, str) or _is_number(value)
+                                             or isinstance(value, bool)):
+            raise ValueError("its flags are damaged; give another checkpoint")
+    _check_weights(state["network"], state["model"])
+    return state
+
+
+def _read_checkpoint(path: Path) -> object:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch never compresses: a compressed part could unfold to any size.
+            compressed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+            if compressed or archive.testzip() is not None:
+                raise ValueError("a compressed part, or a wrong check sum")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it finds odd in a broken file; the error below says it better
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged bytes make the unpickler raise whatever it meets
+        raise ValueError("this file is broken or no checkpoint; give a .ckpt file that Trainer.py wrote") from error
+
+
+def _check_weights(network: dict, given: dict) -> None:
+    """ValueError: ``given`` is not the state_dict of ``network``. The network is not built for that, however large."""
+    sizes = [value for flag, value in network.items() if flag.endswith("_dim")]
+    try:
+        if not all(_is_count(size, 1, LARGEST_NETWORK) for size in sizes):
+            raise ValueError("its channels are no sizes")
+        if not isinstance(network["template_activations"], bool) or network["output"] not in ("sigmoid", "linear"):
+            raise ValueError("its activations are none")
+        with torch.device("meta"):
+            expected = CVAE(**network).state_dict()
+    except ValueError as error:
+        raise ValueError(f"its network cannot be ({error}); give another checkpoint") from error
+    for name in [*expected, *(given.keys() - expected.keys())]:
+        if name not in expected or not _fits(given.get(name), expected[name]):
+            raise ValueError(f"it is from another network ({str(name)[:80]!r} does not fit); give a checkpoint of this "
+                             "network")
+    if not all(tensor.isfinite().all() for tensor in given.values()):
+        raise ValueError("its weights hold NaN or infinite values; give an earlier one")
+
+
+def check_training_state(state: dict, parameters: list[nn.Parameter], generators: dict[str, torch.Generator],
+                         tables: dict[str, tuple[str, ...]]) -> None:
+    """Look whether a checkpoint holds what a run of such ``parameters`` needs to go on. Nothing is changed.
+
+    Parameters
+    ----------
+    state : as ``read`` returns it. tables : the columns of the run's tables, by name.
+
+    Raises
+    ------
+    ValueError : a part of it is missing, of another type or shape, or out of range.
+    """
+
+    def require(condition: bool, part: str) -> None:
+        if not condition:
+            raise ValueError(f"its training state is damaged ({part}); start from another checkpoint")
+
+    def require_dict(value: object, part: str) -> dict:
+        require(isinstance(value, dict), part)
+        return value
+
+    epoch, best = state.get("epoch"), state.get("best_psnr")
+    require(_is_count(epoch, 0, 10**9), "epoch")
+    require(isinstance(best, float) and not math.isnan(best), "best_psnr")
+    for part, columns in tables.items():
+        rows = state.get(part)
+        require(isinstance(rows, list) and len(rows) == epoch, part)
+        for index, row in enumerate(rows):
+            require(isinstance(row, dict) and row.keys() | {"skipped"} == {*columns, "skipped"}, part)
+            require(all(_is_number(value) or (value is None and name in ("val_loss", "val_psnr", "skipped"))
+                        for name, value in row.items()) and row["epoch"] == index, part)
+
+    moments = require_dict(require_dict(state.get("optimizer"), "optimizer").get("state"), "optimizer")
+    require(moments.keys() in (set(), set(range(len(parameters)))), "optimizer")
+    for index, moment in moments.items():
+        moment = require_dict(moment, "optimizer")
+        for name, like in (("step", torch.tensor(0.0)), ("exp_avg", parameters[index]),
+                           ("exp_avg_sq", parameters[index])):
+            require(_fits(moment.get(name), like) and bool(moment[name].isfinite().all()), f"optimizer: {name}")
+    for purpose, generator in generators.items():
+        saved = require_dict(state.get("generators"), "generators").get(purpose)
+        # The latent generator's state is of its device's kind, and useless on another.
+        if purpose != "latent" or generator.device.type == state.get("device"):
+            try:
+                torch.Generator(generator.device).set_state(saved)
+            except (RuntimeError, TypeError, AttributeError):
+                require(False, f"generators: {purpose}")
+    streak = state.get("streak", torch.zeros(5, dtype=torch.float64))
+    require(_fits(streak, torch.zeros(5, dtype=torch.float64)), "streak")
+
+    under_way = state.get("under_way")
+    if under_way is None:
+        return
+    require_dict(under_way, "under_way")
+    order, forced = under_way.get("order"), under_way.get("forced")
+    require(isinstance(order, Tensor) and order.dim() == 1 and _fits(order, torch.empty(len(order), dtype=torch.int64))
+            and torch.equal(order.sort().values, torch.arange(len(order))), "under_way: order")
+    require(forced is None or _fits(forced, torch.empty(1, dtype=torch.bool)), "under_way: forced")
+    require(_fits(under_way.get("sums"), torch.empty(6, dtype=torch.float64))
+            and bool(under_way["sums"].isfinite().all()), "under_way: sums")
+    require(_is_count(under_way.get("clips"), 0, len(order)), "under_way: clips")
+    require(_is_count(under_way.get("forced_clips"), 0, len(order)), "under_way: forced_clips")
+    for name in ("lr", "seconds"):
+        require(_is_number(under_way.get(name)) and 0 <= under_way[name] < math.inf, f"under_way: {name}")
+
+
+def _fits(tensor: object, like: Tensor) -> bool:
+    """Whether it is a plain tensor on the CPU with the shape and type of ``like``."""
+    return (isinstance(tensor, Tensor) and tensor.shape == like.shape and tensor.dtype == like.dtype
+            and tensor.layout == torch.strided and tensor.device.type == "cpu")
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or _is_count(value, -2**63, 2**63)
