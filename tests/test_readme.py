@@ -34,6 +34,12 @@ def test_every_file_that_the_readme_names_is_there():
     assert not [name for name in names if not (ROOT / name).is_file()]
 
 
+def test_every_test_that_the_readme_names_is_there():
+    names = re.findall(r"`(tests/\w+\.py)::(\w+)`", README)
+    assert len(names) > 10
+    assert not [name for file, name in names if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")]
+
+
 def test_no_two_commands_more_than_promised():
     block = README.split("## Two commands")[1].split("##")[0]
     assert re.findall(r"^    (scripts/\S+)", block, re.MULTILINE) == ["scripts/demo.sh", "scripts/test.sh"]
