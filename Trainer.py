@@ -27,6 +27,7 @@ from dataloader import ClipLoader, read_recording, read_validation, to_float
 from modules import checkpoint, figures
 from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS
 from modules.cvae import CVAE, clip_loss
+from modules.files import replacing
 from modules.interrupts import Interrupted, Interrupts
 from modules.metrics import psnr, repeat_first
 from modules.safeguard import Safeguard
@@ -59,8 +60,8 @@ CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "de
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
 LOOK_EVERY = 16  # steps between two looks at how many were skipped: a look makes the host wait for the device
-MEMORY_ADVICE = ("a smaller --batch_size or --train_vi_len needs less, so do --no-bptt, --precision bf16, a smaller "
-                 "--F_dim or --D_out_dim, and --device cpu where a GPU is too small; go on with --resume")
+MEMORY_ADVICE = ("go on with --resume and a smaller --batch_size or --train_vi_len, --no-bptt, --precision bf16 or "
+                 "--device cpu, or start anew with a smaller --F_dim, --D_out_dim, --frame_H, --frame_W or --partial")
 
 
 @dataclass
@@ -147,9 +148,12 @@ class Trainer:
         Interrupted : a signal has asked for it, and last.ckpt holds the state.
         BadInput : the numbers went bad; last.ckpt holds the latest good weights.
         """
-        log = MetricLog(self.folder, self.metrics, self.timing)
-        log.write()
         with Interrupts() as self.interrupts:
+            print(f"{len(self.loaders[False].starts)} clips of {self.args.train_vi_len} frames, "
+                  f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {self.device}, run folder "
+                  f"{self.folder}", flush=True)
+            log = MetricLog(self.folder, self.metrics, self.timing)
+            log.write()
             while self.epoch < self.args.num_epoch:
                 self.end_if_asked()
                 self.train_one_epoch()
@@ -185,7 +189,9 @@ class Trainer:
                                         + (f", {skipped:.0f} skipped" if skipped else ""), refresh=False)
                 self.end_if_asked()
                 if 0 < 60 * args.save_every_minutes < time.monotonic() - self.saved_at:
-                    self.save(self.folder / "last.ckpt")
+                    self.save_last()
+        self.check_steps()  # this waits for the device: only now is the time that of the whole work
+        now.seconds = time.perf_counter() - began
 
     def _begin_epoch(self, clips: int, ratio: float) -> EpochUnderWay:
         """The state of the epoch that was interrupted, or of a new one."""
@@ -207,9 +213,8 @@ class Trainer:
         """Validate, log, draw and save. last.ckpt comes last: until it is written, the epoch is not over."""
         args, epoch, now = self.args, self.epoch, self.under_way
         is_last = epoch + 1 == args.num_epoch
-        self.check_steps()
-        self.check_weights()
         self.estimate_statistics()
+        self.check_state()
         loss, mse, kl, _, clips, skipped = now.sums.tolist()
         row = {"epoch": epoch, "train_loss": loss / clips, "train_mse": mse / clips, "train_kl": kl / clips,
                "beta": self.kl_annealing(epoch), "tfr": self.teacher_forcing(epoch),
@@ -220,13 +225,14 @@ class Trainer:
         began = time.perf_counter()
         if is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization):
             self.validation = self.validate(epoch)
+            if not math.isfinite(self.validation["loss"]):
+                raise self._bad_numbers(f"the validation of epoch {epoch} gave infinite or NaN pixels")
             row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
             is_best = self.validation["psnr"] > self.best_psnr
             self.best_psnr = max(self.best_psnr, self.validation["psnr"])
         log.add(row, {"epoch": epoch, "train_seconds": round(now.seconds, 3),
                       "val_seconds": round(time.perf_counter() - began, 3),
-                      "frames_per_second": round(now.clips * args.train_vi_len / now.seconds, 1)})
-        print(describe_epoch(row, args.num_epoch), flush=True)
+                      "frames_per_second": round(now.clips * args.train_vi_len / max(now.seconds, 1e-3), 1)})
         self.epoch, self.under_way = epoch + 1, None
         if is_save:
             self.save(self.folder / f"epoch={epoch}.ckpt")
@@ -234,13 +240,18 @@ class Trainer:
         if is_best:
             self.save(self.folder / "best.ckpt")
         log.write()
-        self.save(self.folder / "last.ckpt")
+        self.save_last()
+        try:
+            print(describe_epoch(row, args.num_epoch), flush=True)
+        except OSError:  # a terminal that was closed, or a pipe whose reader has gone: Ctrl-C ends both at once
+            self.end_if_asked()
+            raise
 
     def end_if_asked(self) -> None:
         """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted."""
         if self.interrupts is None or self.interrupts.number is None:
             return
-        self.save(self.folder / "last.ckpt")
+        self.save_last()
         now, where = self.under_way, f"before epoch {self.epoch}"
         if now is not None:
             where = f"in epoch {self.epoch} after {now.clips} of {len(now.order)} clips"
@@ -265,9 +276,11 @@ class Trainer:
             f"rate {now.lr:.3g}, beta {self.kl_annealing(self.epoch):.3g}",
             is_latent=math.isfinite(mse) and not math.isfinite(kl))
 
-    def check_weights(self) -> None:
-        """BadInput: not all weights are finite. Called before anything is saved, so that good ones outlive bad ones."""
-        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+    def check_state(self) -> None:
+        """BadInput: weights, running statistics or moments are not all finite. Called before anything is saved."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        finite = [tensor.isfinite().all() for tensor in (*self.model.state_dict().values(), *moments)]
+        if not torch.stack(finite).all():
             raise self._bad_numbers(f"weights became infinite or NaN in epoch {self.epoch}")
 
     def _bad_numbers(self, what: str, is_latent: bool = False) -> BadInput:
@@ -276,7 +289,8 @@ class Trainer:
         mends += ["--precision fp32"] * (args.precision == "bf16") + ["--clip_grad 1"] * (args.clip_grad == 0)
         mends += [f"a smaller --lr than {args.lr:g}"]
         return BadInput(f"{what}; {self.folder / 'last.ckpt'} has the weights before that: continue with --resume and "
-                        + " or ".join(mends))
+                        f"{' or '.join(mends)}, or, where they are spoilt already, with best.ckpt as --ckpt_path and "
+                        "another --save_root")
 
     def train_step(self, frames: Tensor, labels: Tensor, forced: Tensor, beta: float, lr: float) -> Tensor:
         """One update of the weights.
@@ -347,7 +361,8 @@ class Trainer:
         if self.validation is not None:
             self.draw_validation(folder)
             if self.args.store_visualization:
-                shutil.copyfile(folder / "val.gif", folder / f"val_epoch={self.validation['epoch']}.gif")
+                with replacing(folder / f"val_epoch={self.validation['epoch']}.gif") as temporary:
+                    shutil.copyfile(folder / "val.gif", temporary)
             last = len(self.val_frames) - 1
             shown = torch.arange(last // 4, last + 1, max(last // 4, 1))
             rows = [figures.tile(*clips)[0] for clips in zip(
@@ -365,22 +380,30 @@ class Trainer:
                                  folder / f"{prefix}val.gif")
 
     def save(self, path: Path) -> None:
-        """Write everything that continuing needs, and that Tester needs. BadInput: the weights went bad."""
-        self.check_weights()
+        """Write everything that continuing needs, and that Tester needs. BadInput: the numbers went bad."""
         under_way = None
         if self.under_way is not None:
             self.estimate_statistics()  # no effect on training, but the file can be tested as it is
             under_way = vars(self.under_way) | {"sums": self.under_way.sums.cpu()}
+        self.check_state()
         checkpoint.save(path, {
             "model": self.model.state_dict(), "network": {flag: getattr(self.args, flag) for flag in NETWORK_FLAGS},
             "frame_size": [self.args.frame_H, self.args.frame_W], "flags": vars(self.args),
             "optimizer": {"state": self.optimizer.state_dict()["state"]},  # its settings are the flags'
             "epoch": self.epoch, "best_psnr": self.best_psnr,
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
-            "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way,
-            "streak": self.safeguard.streak.cpu()})
-        self.saved_at = time.monotonic()
+            "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way})
 
+    def save_last(self) -> None:
+        """Replace last.ckpt, but not while steps are being skipped: the weights may be what makes the numbers bad.
+
+        A run that goes on from an older last.ckpt does the same steps once more, with the same outcome.
+        """
+        if self.safeguard.streak[0] == 0:
+            self.save(self.folder / "last.ckpt")
+            self.saved_at = time.monotonic()
+
+    @torch.no_grad()
     def restore(self, state: dict, path: Path) -> None:
         """Continue from a checkpoint, or start from its weights where it has no more. BadInput: it does not fit.
 
@@ -408,12 +431,10 @@ class Trainer:
                 generator.set_state(state["generators"][purpose])
         self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
         self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
-        if "streak" in state:
-            self.safeguard.streak.copy_(state["streak"])
         if state.get("under_way") is not None:
             self.under_way = EpochUnderWay(**{field.name: state["under_way"][field.name]
                                               for field in fields(EpochUnderWay)})
-            self.under_way.sums = self.under_way.sums.to(self.device)
+            self.under_way.sums = self.under_way.sums.clone(memory_format=torch.contiguous_format).to(self.device)
 
 
 def describe_epoch(row: dict, num_epoch: int) -> str:
@@ -581,22 +602,31 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, state = parse_flags(argv)
+    args = make_parser().parse_args(argv)
     folder = Path(args.save_root)
-    if args.deterministic:
-        make_deterministic()
-    if state is not None and "recognised" in state:
-        print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
-    if args.test:
-        check_writable(folder)
-        test(args, state)
-        return
-    old_run = check_run_folder(args)
+    check_writable(folder)
     with contextlib.ExitStack() as hold:
-        held = (folder / ".lock").exists()  # a folder without one may still be refused, and is left as it is
+        # What lies in a folder is continued or deleted only while nobody else writes there. Another folder may still
+        # be refused, and is left as it is.
+        last = folder / "last.ckpt"
+        held = not args.test and (
+            (args.overwrite and folder.is_dir())
+            or (last.is_file() and (args.resume or Path(args.ckpt_path or "").resolve() == last.resolve())))
         if held:
             hold.enter_context(hold_run_folder(folder))
+        args, state = parse_flags(argv)
+        if args.deterministic:
+            make_deterministic()
+        if state is not None and "recognised" in state:
+            print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
+        if args.test:
+            test(args, state)
+            return
+        old_run = check_run_folder(args)
         trainer = make_trainer(args, state)
+        if trainer.epoch >= args.num_epoch and args.resume:
+            print(f"the run in {folder} has its {trainer.epoch} epochs already; a larger --num_epoch continues it")
+            return
         if trainer.epoch >= args.num_epoch:
             raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; "
                            "give more")
@@ -611,9 +641,6 @@ def main(argv: list[str] | None = None) -> None:
             trainer.best_psnr = -math.inf  # the best of a run that lives elsewhere: this folder has to have its own
         trainer.save(folder / "last.ckpt")  # from now on there is something to resume
         write_json(folder / "config.json", describe_run(args, folder / "config.json"))
-        print(f"{len(trainer.loaders[False].starts)} clips of {args.train_vi_len} frames, "
-              f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, {trainer.device}, run folder "
-              f"{folder}", flush=True)
         trainer.fit()
     print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")
 

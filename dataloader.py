@@ -71,6 +71,8 @@ def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
         if not match:
             raise BadInput(f"{path}: the name is not a number with or without a prefix; rename or remove the file")
         frame = int(match[1])
+        if frame >= 2**63:
+            raise BadInput(f"{path}: its number is too large; rename the file")
         if frame in frames:
             raise BadInput(f"{path}: {frames[frame].name} has the same number {frame}; remove one of the two")
         frames[frame] = path
@@ -255,12 +257,12 @@ class ClipLoader:
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
                  share_flag: str = "--partial"):
-        self.starts = clip_starts(recording.numbers, length, stride)
+        self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
                            f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
         self.frames, self.labels = recording.frames, recording.labels
-        self.window = torch.arange(length)
+        self.window = torch.arange(length, device=self.frames.device)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -274,9 +276,10 @@ class ClipLoader:
         ----------
         order : a permutation of the clips, or what is left of one, perhaps nothing.
         """
+        order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
             clips = order[begin:begin + self.batch_size]
-            index = (self.starts[clips].unsqueeze(1) + self.window).to(self.frames.device)  # (B, T)
+            index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
             yield to_float(self.frames[index]), to_float(self.labels[index])
 
 

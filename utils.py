@@ -4,6 +4,7 @@ import contextlib
 import csv
 import datetime
 import errno
+import io
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -46,7 +48,21 @@ def run_main(program: str, main: Callable[[], None], memory_advice: str = "give 
     The exit code: 0; 2 for bad input, a disk that refuses or too little memory; 128 + the number of a signal.
     """
     try:
+        code = _run(program, main, memory_advice)
+    except BrokenPipeError:  # `program | head`: what was to be saved is saved
+        code = 128 + getattr(signal, "SIGPIPE", 13)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = None  # else the interpreter would try again, complain and end with a code of its own
+    return code
+
+
+def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
+    try:
         main()
+    except BrokenPipeError:
+        raise
     except BadInput as error:
         return _fail(program, str(error))
     except OSError as error:
@@ -61,23 +77,28 @@ def run_main(program: str, main: Callable[[], None], memory_advice: str = "give 
             raise
         return _fail(program, f"out of memory; {memory_advice}")
     except Interrupted as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _tell(f"{program}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        _tell(f"{program}: interrupted")
         return 128 + signal.SIGINT
     return 0
 
 
 def _fail(program: str, message: str) -> int:
-    print(f"{program}: error: {message}", file=sys.stderr)
+    _tell(f"{program}: error: {message}")
     return 2
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody may be left to be told
+        print(message, file=sys.stderr, flush=True)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: Python's, CUDA's, or the CPU's, for which PyTorch has no class of its own."""
-    return (isinstance(error, MemoryError | torch.OutOfMemoryError)
-            or re.search(r"can't allocate memory|not enough memory|out of memory", str(error)) is not None)
+    signs = r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(signs, str(error)) is not None
 
 
 @contextlib.contextmanager
@@ -140,7 +161,26 @@ def folder_name(text: str) -> str:
 
 def progress_bar(*args, **kwargs) -> tqdm:
     """A tqdm bar that vanishes when it is done and is redrawn seldom where nobody watches (a log file)."""
-    return tqdm(*args, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30, **kwargs)
+    return tqdm(*args, leave=False, file=_Unfailing(sys.stderr), mininterval=0.5 if sys.stderr.isatty() else 30,
+                **kwargs)
+
+
+class _Unfailing:
+    """A stream that goes on where its terminal was closed: a bar is no reason to end a run."""
+
+    def __init__(self, stream: io.TextIOBase):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
 
 
 # Device and randomness
@@ -250,6 +290,8 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
         raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
     if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):
         return []
+    if args.resume and not args.ckpt_path and (folder / "last.ckpt").exists():
+        raise BadInput(f"--save_root {folder}: another run has begun there meanwhile; start again")
     if args.resume and not args.overwrite and not args.ckpt_path:
         raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; delete them with "
                        "--overwrite, or choose another folder and, with --ckpt_path, another checkpoint")
@@ -301,6 +343,8 @@ class MetricLog:
     def __init__(self, folder: Path, metrics: list[dict], timing: list[dict]):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only a training run pays for it
         self.folder, self.metrics, self.timing = folder, metrics, timing
+        # Its thread would show a stack trace where the disk refuses; the next call raises the same error.
+        threading.excepthook = _quiet_about_disks
         # Events of epochs that the checkpoint does not know were written by a process that died: hide them.
         self.board = SummaryWriter(str(folder), purge_step=len(metrics))
 
@@ -308,16 +352,32 @@ class MetricLog:
         """Append one epoch's rows and show them in TensorBoard."""
         self.metrics.append(metrics)
         self.timing.append(timing)
-        for name in METRICS[1:]:
-            if metrics[name] is not None:
-                self.board.add_scalar(name.replace("_", "/", 1), metrics[name], metrics["epoch"])
-        self.board.add_scalar("speed/frames_per_second", timing["frames_per_second"], metrics["epoch"])
+        with self._named_errors():
+            for name in METRICS[1:]:
+                if metrics[name] is not None:
+                    self.board.add_scalar(name.replace("_", "/", 1), metrics[name], metrics["epoch"])
+            self.board.add_scalar("speed/frames_per_second", timing["frames_per_second"], metrics["epoch"])
 
     def add_picture(self, picture: torch.Tensor, epoch: int) -> None:
         """Show a picture (3, H, W), uint8, in TensorBoard."""
-        self.board.add_image("val/truth_prediction_pose", picture, epoch)
+        with self._named_errors():
+            self.board.add_image("val/truth_prediction_pose", picture, epoch)
 
     def write(self) -> None:
         write_table(self.folder / "metrics.csv", METRICS, self.metrics)
         write_table(self.folder / "timing.csv", TIMING, self.timing)
-        self.board.flush()
+        with self._named_errors():
+            self.board.flush()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """What its thread has failed of, TensorBoard raises in the next call, and without the file's name."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder / "events.out.tfevents")) from error
+
+
+def _quiet_about_disks(args: threading.ExceptHookArgs) -> None:
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)

@@ -131,7 +131,8 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
         rows = state.get(part)
         require(isinstance(rows, list) and len(rows) == epoch, part)
         for index, row in enumerate(rows):
-            require(isinstance(row, dict) and row.keys() | {"skipped"} == {*columns, "skipped"}, part)
+            # Rows from before this column existed lack it.
+            require(isinstance(row, dict) and row.keys() | ({"skipped"} & set(columns)) == set(columns), part)
             require(all(_is_number(value) or (value is None and name in ("val_loss", "val_psnr", "skipped"))
                         for name, value in row.items()) and row["epoch"] == index, part)
 
@@ -150,8 +151,6 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
                 torch.Generator(generator.device).set_state(saved)
             except (RuntimeError, TypeError, AttributeError):
                 require(False, f"generators: {purpose}")
-    streak = state.get("streak", torch.zeros(5, dtype=torch.float64))
-    require(_fits(streak, torch.zeros(5, dtype=torch.float64)), "streak")
 
     under_way = state.get("under_way")
     if under_way is None:
@@ -161,9 +160,10 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
     require(isinstance(order, Tensor) and order.dim() == 1 and _fits(order, torch.empty(len(order), dtype=torch.int64))
             and torch.equal(order.sort().values, torch.arange(len(order))), "under_way: order")
     require(forced is None or _fits(forced, torch.empty(1, dtype=torch.bool)), "under_way: forced")
-    require(_fits(under_way.get("sums"), torch.empty(6, dtype=torch.float64))
-            and bool(under_way["sums"].isfinite().all()), "under_way: sums")
     require(_is_count(under_way.get("clips"), 0, len(order)), "under_way: clips")
+    sums = under_way.get("sums")
+    require(_fits(sums, torch.empty(6, dtype=torch.float64)) and bool(sums.isfinite().all())
+            and bool((sums[4:] >= 0).all() and (sums[4:] <= under_way["clips"]).all()), "under_way: sums")
     require(_is_count(under_way.get("forced_clips"), 0, len(order)), "under_way: forced_clips")
     for name in ("lr", "seconds"):
         require(_is_number(under_way.get(name)) and 0 <= under_way[name] < math.inf, f"under_way: {name}")
@@ -172,7 +172,7 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
 def _fits(tensor: object, like: Tensor) -> bool:
     """Whether it is a plain tensor on the CPU with the shape and type of ``like``."""
     return (isinstance(tensor, Tensor) and tensor.shape == like.shape and tensor.dtype == like.dtype
-            and tensor.layout == torch.strided and tensor.device.type == "cpu")
+            and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.requires_grad)
 
 
 def _is_count(value: object, least: int, most: int) -> bool:

@@ -1,4 +1,5 @@
 """A run that is asked to end ends well: signals are noted, and the run looks at the note between two steps."""
+import contextlib
 import math
 import os
 import signal
@@ -62,7 +63,8 @@ class Interrupts:
                 continue
             if self.number is None:
                 self.number, since = number, time.monotonic()
-                print(f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once",
-                      file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
+                    print(f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once",
+                          file=sys.stderr, flush=True)
             elif time.monotonic() - since > self.ONE_REQUEST:
                 os._exit(128 + number)

@@ -2,11 +2,11 @@
 
     python scripts/fuzz_readers.py --cases 2000 --seed 0
 
-Three readers: the dataset's, the checkpoint's (with all that Trainer.py does before it changes anything) and the
-submission's. Each case begins with a good file and damages it: bytes are flipped, cut, doubled; below the check sums
-of PNG and ZIP, too, so that the damage reaches the decoder; values of a checkpoint are exchanged for absurd ones. A
-case fails where anything but BadInput is raised, where the sentence does not name the file, has line breaks or is
-longer than a screen, or where it takes more than ten seconds. The same seed gives the same cases.
+Three readers: the dataset's, the checkpoint's (where one is accepted, training goes on from it to the end of its
+epoch) and the submission's. Each case begins with a good file and damages it: bytes are flipped, cut, doubled; below
+the check sums of PNG and ZIP, too, so that the damage reaches the decoder; values of a checkpoint are exchanged for
+absurd ones. A case fails where anything but BadInput is raised, where the sentence does not name the file, has line
+breaks or is longer than a screen, or where it takes more than ten seconds. The same seed gives the same cases.
 """
 import argparse
 import collections
@@ -24,6 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -33,11 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import Trainer  # noqa: E402
-from dataloader import read_recording  # noqa: E402
+from dataloader import ClipLoader, Recording, read_recording  # noqa: E402
+from modules import checkpoint  # noqa: E402
 from modules.course import PARTS  # noqa: E402
 from modules.cvae import CVAE  # noqa: E402
 from score_submission import read_submission  # noqa: E402
-from utils import BadInput, FlagParser, number, progress_bar, run_main  # noqa: E402
+from utils import BadInput, FlagParser, MetricLog, number, progress_bar, run_main  # noqa: E402
 
 H, W = 8, 16
 SLOWEST = 10.0  # seconds
@@ -142,7 +144,10 @@ def fuzz_dataset(work: Path, dice: random.Random) -> None:
             case 6:  # stray files
                 added = path.parent / dice.choice([".DS_Store", "Thumbs.db", "._1.png", "9.PNG", "frame7.png", "x.png",
                                                    "01.png", "1.png.png", "1.jpg", "\u0663.png", "9" * 100 + ".png"])
-                added.write_bytes(dice.choice([b"", whole, dice.randbytes(100)]))
+                added.write_bytes(dice.choice([b"", whole, whole, dice.randbytes(100)]))
+                if dice.random() < 0.5:
+                    partner = root / "train" / ("train_label" if "img" in str(added.parent) else "train_img")
+                    shutil.copy(added, partner / added.name)
             case 7:
                 path.unlink()
                 if dice.random() < 0.5:
@@ -151,7 +156,8 @@ def fuzz_dataset(work: Path, dice: random.Random) -> None:
         assert recording.frames.shape == recording.labels.shape == (len(recording.numbers), 3, H, W)
     finally:
         if added is not None:
-            added.unlink(missing_ok=True)
+            for folder in ("train_img", "train_label"):
+                (root / "train" / folder / added.name).unlink(missing_ok=True)
         if path.is_dir():
             path.rmdir()
         path.write_bytes(whole)
@@ -249,7 +255,25 @@ def fuzz_checkpoint(work: Path, dice: random.Random) -> None:
     args, state = Trainer.parse_flags(["--DR", "d", "--save_root", str(work / "run"), "--ckpt_path", str(path)])
     assert not args.overwrite and not args.resume and args.DR == "d"
     trainer = Trainer.make_trainer(args, state)
+    go_on(trainer, work / "again")
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
+
+
+def go_on(trainer: Trainer.Trainer, folder: Path) -> None:
+    """What an accepted checkpoint leads to: the rest of an epoch, its tables, the next checkpoint."""
+    frames = torch.randint(0, 256, (9, 3, H, W), dtype=torch.uint8)
+    clips = ClipLoader(Recording(frames, frames, torch.arange(9)), 3, 3, 2)
+    trainer.loaders = {False: clips, True: clips}
+    trainer.folder = folder
+    trainer.args.num_epoch = max(trainer.args.num_epoch, trainer.epoch + 1)
+    trainer.args.save_every_minutes = 0
+    trainer.validate = lambda epoch: {"epoch": epoch, "loss": 0.1, "psnr": 10.0}
+    trainer.draw = lambda *args: None
+    log = MetricLog.__new__(MetricLog)  # without TensorBoard, which takes its time
+    log.folder, log.metrics, log.timing, log.board = folder, trainer.metrics, trainer.timing, MagicMock()
+    trainer.train_one_epoch()
+    trainer.finish_epoch(log)
+    checkpoint.read(folder / "last.ckpt")
 
 
 # The submission

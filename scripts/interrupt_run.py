@@ -135,7 +135,7 @@ def compare(folder: Path, twin: Path) -> None:
     """Lost: the two runs do not hold the same weights, training state, best weights and metrics, bit for bit."""
     for name in ("last.ckpt", "best.ckpt"):
         one, other = checkpoint.read(folder / name), checkpoint.read(twin / name)
-        for part in ("model", "optimizer", "generators", "metrics", "epoch", "best_psnr", "streak"):
+        for part in ("model", "optimizer", "generators", "metrics", "epoch", "best_psnr"):
             if not same(one[part], other[part]):
                 raise Lost(f"{name}: {part} differs from that of the run that nobody disturbed")
     if (folder / "metrics.csv").read_bytes() != (twin / "metrics.csv").read_bytes():

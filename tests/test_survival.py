@@ -387,21 +387,36 @@ def test_many_bad_steps_in_a_row_end_the_run_with_what_was_seen(data, tmp_path, 
     for words in ("last.ckpt", "--resume", "--precision fp32", "--clip_grad 1", "a smaller --lr than 0.001"):
         assert words in message
     state = checkpoint.read(tmp_path / "run" / "last.ckpt")
-    assert state["epoch"] == 2
+    assert state["epoch"] == 1  # no save while steps are skipped
 
 
-def test_bad_steps_in_a_row_are_counted_across_an_interruption(data, tmp_path, no_figures, monkeypatch):
-    spoil(monkeypatch, range(1, 10**6))
-    monkeypatch.setattr(Trainer, "SKIPPED_IN_A_ROW", 4)
-    flags = [*RUN, "--clip_stride", 1, "--batch_size", 1, "--resume"]  # 9 steps an epoch
+def test_last_ckpt_is_not_replaced_while_steps_are_skipped(whole_run, data, tmp_path, no_figures, monkeypatch):
+    """The weights may be what makes them bad. Going on from before them comes to the same end."""
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "Interrupts", lambda: AskedAt(5))  # after step 4, the third bad one
+        spoil(patch, {1})
+        patch.setattr(Trainer, "Interrupts", lambda: AskedAt(3))  # after step 1, the bad one
         with pytest.raises(Interrupted):
-            train(data, tmp_path / "run", *flags)
-    assert checkpoint.read(tmp_path / "run" / "last.ckpt")["streak"][0] == 3
-    monkeypatch.setattr(Trainer, "LOOK_EVERY", 1)
-    with pytest.raises(BadInput, match="the latest 4 steps, up to step 5 of epoch 0,"):
-        train(data, tmp_path / "run", *flags)
+            train(data, tmp_path / "run", *RUN, "--save_every_minutes", 1e-9)
+    assert checkpoint.read(tmp_path / "run" / "last.ckpt")["under_way"]["clips"] == 2  # after step 0
+    train(data, tmp_path / "run", *RUN, "--resume")
+    one, other = (checkpoint.read(folder / "last.ckpt")["model"] for folder in (tmp_path / "run", whole_run))
+    assert interrupt_run.same(one, other)
+
+
+@pytest.mark.parametrize("lr", [1, 100, 1e10, 1e30])
+def test_a_run_that_diverges_keeps_checkpoints_that_can_be_gone_on_from(lr, data, tmp_path, no_figures):
+    """Nothing is patched here: a learning rate that ruins the weights in a step."""
+    run = tmp_path / "run"
+    train(data, run, *RUN, "--num_epoch", 1, "--lr_schedule", "none", "--warmup", 0)
+    before = (run / "last.ckpt").read_bytes()
+    with pytest.raises(BadInput, match="a smaller --lr than .*, with best.ckpt as --ckpt_path"):
+        train(data, run, "--resume", "--num_epoch", 9, "--lr", lr, "--val_every", 1, "--per_save", 1)
+    for path in run.glob("*.ckpt"):
+        checkpoint.read(path)  # all finite
+    if lr > 1:
+        assert checkpoint.read(run / "last.ckpt")["epoch"] == 1
+    rows = train(data, run, "--ckpt_path", run / "last.ckpt", "--num_epoch", 3, "--lr", 1e-3) if lr > 1 else []
+    assert before and all(float(row["train_loss"]) < 1000 for row in rows)
 
 
 def test_an_epoch_without_a_good_step_ends_the_run(data, tmp_path, refused, no_figures, monkeypatch):
@@ -484,7 +499,7 @@ def test_too_little_memory_is_a_sentence_with_the_flags_that_need_less(capsys):
         assert utils.run_main("Trainer.py", need, Trainer.MEMORY_ADVICE) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and error.startswith("Trainer.py: error: out of memory; ")
-        for flag in ("--batch_size", "--train_vi_len", "--no-bptt", "--precision bf16", "--F_dim", "--resume"):
+        for flag in ("--batch_size", "--train_vi_len", "--no-bptt", "--precision bf16", "--F_dim", "--partial"):
             assert flag in error
     with pytest.raises(RuntimeError):  # a bug stays a bug
         utils.run_main("Trainer.py", lambda: torch.zeros(2) @ torch.zeros(3))
@@ -524,6 +539,93 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(data, tmp_path, refused, 
     assert "holds a run already" in message and len(read_csv(run / "metrics.csv")) == 1
 
 
+def test_a_run_is_continued_from_what_lies_there_once_the_folder_is_held(data, tmp_path, no_figures, monkeypatch):
+    """Another process ends its epoch and the run between this one's start and its hold of the folder."""
+    run, hold = tmp_path / "run", Trainer.hold_run_folder
+    train(data, run, *RUN, "--num_epoch", 1)
+
+    def meanwhile(folder):
+        monkeypatch.setattr(Trainer, "hold_run_folder", hold)
+        train(data, run, *RUN, "--num_epoch", 2, "--resume")
+        return hold(folder)
+
+    monkeypatch.setattr(Trainer, "hold_run_folder", meanwhile)
+    trained = []
+    epoch = Trainer.Trainer.train_one_epoch
+    monkeypatch.setattr(Trainer.Trainer, "train_one_epoch", lambda self: trained.append(self.epoch) or epoch(self))
+    assert len(train(data, run, *RUN, "--resume")) == 3
+    assert trained == [1, 2]
+
+
+def test_of_two_that_resume_a_run_that_is_not_there_yet_one_is_refused(data, tmp_path, refused, no_figures,
+                                                                       monkeypatch):
+    run, load = tmp_path / "run", Trainer.Trainer.load_data
+
+    def meanwhile(self):
+        monkeypatch.setattr(Trainer.Trainer, "load_data", load)
+        train(data, run, *RUN, "--num_epoch", 1, "--resume")
+        load(self)
+
+    monkeypatch.setattr(Trainer.Trainer, "load_data", meanwhile)
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", run, *RUN, "--resume")
+    assert "another run has begun there meanwhile; start again" in message
+
+
+def test_resume_of_a_run_that_is_complete_is_no_error(whole_run, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.ckpt").write_bytes((whole_run / "last.ckpt").read_bytes())
+    Trainer.main([*TINY, "--DR", str(data), "--save_root", str(run), *RUN, "--resume"])
+    assert "has its 3 epochs already; a larger --num_epoch" in capsys.readouterr().out
+
+
+def test_a_reader_of_the_output_that_has_gone_costs_no_epoch(data, tmp_path):
+    """As in `python Trainer.py ... | head -1`."""
+    log = tmp_path / "log"
+    with open(log, "w") as errors:
+        process = subprocess.Popen([sys.executable, "Trainer.py", "--DR", str(data), "--save_root",
+                                    str(tmp_path / "run"), *LONG], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors)
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+    assert "Traceback" not in log.read_text() and "Exception ignored" not in log.read_text()
+    found = interrupt_run.inspect(tmp_path / "run")
+    assert found.epoch == found.rows == 1
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_a_signal_does(data, tmp_path):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "Trainer.py", "--DR", str(data), "--save_root", str(tmp_path / "run"),
+                                *LONG], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+                               preexec_fn=lambda: take_terminal(theirs))
+    os.close(theirs)
+    seen = b""
+    while b"epoch 1/" not in seen:
+        seen += os.read(ours, 1000)
+    os.close(ours)  # the terminal is gone: SIGHUP, and nothing can be written to it any more
+    assert process.wait(60) == 129
+    assert interrupt_run.inspect(tmp_path / "run").epoch >= 1
+
+
+def take_terminal(descriptor: int) -> None:
+    import fcntl
+    import termios
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+    interrupt_run.heed_signals()
+
+
+def test_signals_are_heeded_where_stderr_is_closed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", SLOW.format(path=[str(ROOT)])], stdout=subprocess.PIPE,
+                               text=True, preexec_fn=lambda: (interrupt_run.heed_signals(), os.close(2)))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(Interrupts.ONE_REQUEST + 0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    process.stdout.close()
+
+
 def test_resume_without_last_ckpt_leaves_the_rest_of_a_run_alone(whole_run, data, tmp_path, refused):
     run = tmp_path / "run"
     run.mkdir()
@@ -552,7 +654,10 @@ def change(state: dict, place: list, value) -> dict:
     (["optimizer", "state", 0, "exp_avg_sq"], "the right shape, but NaN"), (["optimizer", "state", "a"], {}),
     (["generators"], None), (["generators", "order"], torch.zeros(5056, dtype=torch.uint8)),
     (["generators", "order"], torch.zeros(3)), (["generators", "latent"], None),
-    (["streak"], torch.zeros(2)), (["streak"], None), (["under_way"], 3), (["under_way"], {}),
+    (["under_way", "sums"], torch.ones(1, dtype=torch.float64).expand(6) * math.nan),
+    (["under_way", "sums"], torch.zeros(6, dtype=torch.float64).requires_grad_()),
+    (["under_way", "sums"], torch.full((6,), 1e300, dtype=torch.float64)), (["timing", 0, "skipped"], 1),
+    (["under_way"], 3), (["under_way"], {}),
     (["under_way", "order"], torch.tensor([0, 0, 1])), (["under_way", "order"], torch.tensor([[0, 1, 2]])),
     (["under_way", "order"], torch.tensor([0.0, 1, 2])), (["under_way", "clips"], 4), (["under_way", "clips"], -1),
     (["under_way", "sums"], torch.zeros(6)), (["under_way", "forced"], torch.zeros(1)),

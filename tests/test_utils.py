@@ -145,6 +145,21 @@ def test_the_log_writes_its_rows_and_hides_events_of_a_process_that_died(tmp_pat
     assert b"val/loss" not in events[0].read_bytes()
 
 
+def test_events_that_the_disk_refuses_are_one_error_with_a_name(tmp_path, monkeypatch, capfd):
+    log = utils.MetricLog(tmp_path, [], [])
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    row = dict.fromkeys(utils.METRICS, 0.5) | {"epoch": 0}
+    with pytest.raises(OSError) as error:
+        log.add(row, {"epoch": 0, "train_seconds": 1.0, "val_seconds": 2.0, "frames_per_second": 3.0})
+        log.write()
+    assert (error.value.errno, error.value.filename) == (28, str(tmp_path / "events.out.tfevents"))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_json_ends_with_a_line_end(tmp_path):
     utils.write_json(tmp_path / "a.json", {"é": [1, None]})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
