@@ -210,7 +210,7 @@ class Trainer:
         return now
 
     def finish_epoch(self, log: MetricLog) -> None:
-        """Validate, log, draw and save. last.ckpt comes last: until it is written, the epoch is not over."""
+        """Validate, log, save and draw. With last.ckpt, which comes after the tables, the epoch is over."""
         args, epoch, now = self.args, self.epoch, self.under_way
         is_last = epoch + 1 == args.num_epoch
         self.estimate_statistics()
@@ -236,7 +236,6 @@ class Trainer:
         self.epoch, self.under_way = epoch + 1, None
         if is_save:
             self.save(self.folder / f"epoch={epoch}.ckpt")
-            self.draw(self.folder / "figures", log)
         if is_best:
             self.save(self.folder / "best.ckpt")
         log.write()
@@ -246,6 +245,8 @@ class Trainer:
         except OSError:  # a terminal that was closed, or a pipe whose reader has gone: Ctrl-C ends both at once
             self.end_if_asked()
             raise
+        if is_save:
+            self.draw(self.folder / "figures", log)
 
     def end_if_asked(self) -> None:
         """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted."""

@@ -292,7 +292,7 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
         return []
     if args.resume and not args.ckpt_path and (folder / "last.ckpt").exists():
         raise BadInput(f"--save_root {folder}: another run has begun there meanwhile; start again")
-    if args.resume and not args.overwrite and not args.ckpt_path:
+    if args.resume and not args.ckpt_path:
         raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; delete them with "
                        "--overwrite, or choose another folder and, with --ckpt_path, another checkpoint")
     if not args.overwrite:

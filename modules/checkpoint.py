@@ -143,6 +143,7 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
         for name, like in (("step", torch.tensor(0.0)), ("exp_avg", parameters[index]),
                            ("exp_avg_sq", parameters[index])):
             require(_fits(moment.get(name), like) and bool(moment[name].isfinite().all()), f"optimizer: {name}")
+    require(isinstance(state.get("device"), str), "device")
     for purpose, generator in generators.items():
         saved = require_dict(state.get("generators"), "generators").get(purpose)
         # The latent generator's state is of its device's kind, and useless on another.
@@ -159,7 +160,8 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
     order, forced = under_way.get("order"), under_way.get("forced")
     require(isinstance(order, Tensor) and order.dim() == 1 and _fits(order, torch.empty(len(order), dtype=torch.int64))
             and torch.equal(order.sort().values, torch.arange(len(order))), "under_way: order")
-    require(forced is None or _fits(forced, torch.empty(1, dtype=torch.bool)), "under_way: forced")
+    require("forced" in under_way and (forced is None or _fits(forced, torch.empty(1, dtype=torch.bool))),
+            "under_way: forced")
     require(_is_count(under_way.get("clips"), 0, len(order)), "under_way: clips")
     sums = under_way.get("sums")
     require(_fits(sums, torch.empty(6, dtype=torch.float64)) and bool(sums.isfinite().all())

@@ -213,7 +213,7 @@ def exchange(state: dict, dice: random.Random) -> None:
             del here[key]
         case 1 if isinstance(here, dict):
             here[dice.choice([3, "new", None, "a\n" * 99, ("a",)])] = here.pop(key)
-        case 2 if isinstance(here[key], torch.Tensor):
+        case 2 if isinstance(here[key], torch.Tensor) and here[key].layout == torch.strided and not here[key].is_meta:
             tensor = here[key]
             here[key] = dice.choice([lambda: tensor.double(), lambda: tensor[..., :1], lambda: tensor.flatten(),
                                      lambda: tensor.float() * float("nan"), lambda: -tensor.float(),

@@ -35,7 +35,7 @@ from utils import METRICS, BadInput, FlagParser, number, run_main  # noqa: E402
 SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP,
            "TWICE": signal.SIGINT}
 TINY = ["--F_dim", "8", "--L_dim", "4", "--N_dim", "4", "--D_out_dim", "8", "--train_vi_len", "4", "--val_vi_len", "12",
-        "--num_epoch", "40", "--val_every", "3", "--per_save", "40", "--save_every_minutes", "0.00001",
+        "--num_epoch", "120", "--val_every", "3", "--per_save", "10", "--save_every_minutes", "0.00001",
         "--tf_draw", "clip", "--tfr", "0.5", "--lr_schedule", "cosine", "--device", "cpu"]
 TINY_DATA = ["--train_frames", "72", "--val_frames", "12", "--test_sequences", "1", "--test_frames", "2"]
 
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
                         epilog="The flags of Trainer.py, without --save_root, stand after --.")
     parser.add_argument("--times", type=number(int, 1), default=50, help="interruptions")
     parser.add_argument("--signals", nargs="+", choices=list(SIGNALS), default=["KILL"], help="sent in turn")
-    parser.add_argument("--wait", nargs=2, type=number(float, 0), default=[0.0, 1.5], metavar=("LEAST", "MOST"),
+    parser.add_argument("--wait", nargs=2, type=number(float, 0), default=[0.0, 4.0], metavar=("LEAST", "MOST"),
                         help="seconds from the first step to the signal, drawn evenly")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of those moments")
     parser.add_argument("--threads", type=number(int, 1), default=1, help="threads of each of the two runs")
