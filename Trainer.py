@@ -567,6 +567,14 @@ def write_flag(flag: str, value: bool | int | float | str | list | None) -> list
     return [f"--{flag}={value}"]  # one word: whatever the value is, it is no flag and no @file
 
 
+def refuse_contradictions(args: argparse.Namespace) -> None:
+    """BadInput: flags that do not go together."""
+    if args.resume and args.overwrite:
+        raise BadInput("--resume and --overwrite: one continues the run in --save_root, the other deletes it; give one")
+    if args.resume and args.ckpt_path:
+        raise BadInput("--resume and --ckpt_path: --resume continues from --save_root/last.ckpt; give one of the two")
+
+
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
     """Read the flags, those of a checkpoint beneath those given. Returns the flags and the checkpoint, if any.
 
@@ -576,12 +584,9 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     """
     parser = make_parser()
     args = parser.parse_args(argv)
+    refuse_contradictions(args)
     if args.gpu > 1:
         print(f"Trainer.py: --gpu {args.gpu}: this version trains on one GPU; going on with one", file=sys.stderr)
-    if args.resume and args.overwrite:
-        raise BadInput("--resume and --overwrite: one continues the run in --save_root, the other deletes it; give one")
-    if args.resume and args.ckpt_path:
-        raise BadInput("--resume and --ckpt_path: --resume continues from --save_root/last.ckpt; give one of the two")
     if args.resume and (Path(args.save_root) / "last.ckpt").is_file():
         args.ckpt_path = str(Path(args.save_root) / "last.ckpt")
     if args.test and not args.ckpt_path:
@@ -604,6 +609,7 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    refuse_contradictions(args)
     folder = Path(args.save_root)
     check_writable(folder)
     with contextlib.ExitStack() as hold:
