@@ -110,7 +110,7 @@ def test_a_run_stopped_again_and_again(whole_run, data, tmp_path, no_figures, mo
                 break
             except Interrupted:
                 stops += 1
-                if stops == 8:  # a validation cannot be cut in pieces: from here on with more patience
+                if stops == 5:  # a validation cannot be cut in pieces: from here on with more patience
                     patch.setattr(Trainer, "Interrupts", lambda: AskedAt(7))
             assert stops < 30
     assert stops > 4
@@ -196,6 +196,7 @@ def test_deterministic_mode_gives_the_same_run_on_cuda(data, tmp_path):
 # Signals and kills: real processes
 
 LONG = [*TINY, "--num_epoch", "100000", "--per_save", "100000", "--val_every", "100000", "--save_every_minutes", "0"]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # two would wait for each other on a busy machine
 
 
 def wait_for(process: subprocess.Popen, log: Path, words: str) -> None:
@@ -269,8 +270,8 @@ def test_a_signal_that_is_to_be_ignored_stays_ignored():
 
 
 def test_three_kills_at_random_moments_lose_nothing(data, tmp_path, capsys):
-    flags = ["--DR", str(data), *TINY, *RUN, "--num_epoch", "8", "--save_every_minutes", "1e-9", "--per_save", "100"]
-    interrupt_run.main(["--times", "3", "--wait", "0", "0.5", "--work", str(tmp_path / "work"), "--", *flags])
+    flags = ["--DR", str(data), *TINY, *RUN, "--num_epoch", "4", "--save_every_minutes", "1e-9", "--per_save", "100"]
+    interrupt_run.main(["--times", "3", "--wait", "0", "0.3", "--work", str(tmp_path / "work"), "--", *flags])
     out = capsys.readouterr().out
     assert "3/3: KILL" in out and "equals the one that was not, bit for bit" in out
 
@@ -376,18 +377,18 @@ def test_an_epoch_with_a_skipped_step_means_over_the_others(data, tmp_path, no_f
 
 
 def test_many_bad_steps_in_a_row_end_the_run_with_what_was_seen(data, tmp_path, refused, no_figures, monkeypatch):
-    spoil(monkeypatch, range(13, 10**6))
+    spoil(monkeypatch, range(1, 10**6))
     monkeypatch.setattr(Trainer, "LOOK_EVERY", 4)
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *RUN, "--num_epoch", 9,
                       "--clip_stride", 1, "--batch_size", 1, "--val_every", 9, "--lr", 0.001, "--precision", "bf16",
                       "--clip_grad", 0)  # 9 steps an epoch
-    assert re.search(r"the latest 13 steps, up to step 8 of epoch 2, were skipped for bad numbers; the first of them "
-                     r"had loss inf, MSE 0\.\d+, KL [\d.e-]+ and gradient norm (inf|nan), learning rate 0\.\d+, "
-                     r"beta 0;", message), message
+    assert re.search(r"the latest 12 steps, up to step 4 of epoch 1, were skipped for bad numbers; the first of them "
+                     r"had loss inf, MSE 0\.\d+, KL [\d.e+-]+ and gradient norm (inf|nan), learning rate [\d.e-]+, "
+                     r"beta [\d.]+;", message), message
     for words in ("last.ckpt", "--resume", "--precision fp32", "--clip_grad 1", "a smaller --lr than 0.001"):
         assert words in message
     state = checkpoint.read(tmp_path / "run" / "last.ckpt")
-    assert state["epoch"] == 1  # no save while steps are skipped
+    assert state["epoch"] == 0 and state["under_way"] is None  # no save while steps are skipped
 
 
 def test_last_ckpt_is_not_replaced_while_steps_are_skipped(whole_run, data, tmp_path, no_figures, monkeypatch):
@@ -403,7 +404,7 @@ def test_last_ckpt_is_not_replaced_while_steps_are_skipped(whole_run, data, tmp_
     assert interrupt_run.same(one, other)
 
 
-@pytest.mark.parametrize("lr", [1, 100, 1e10, 1e30])
+@pytest.mark.parametrize("lr", [1, 1e30])
 def test_a_run_that_diverges_keeps_checkpoints_that_can_be_gone_on_from(lr, data, tmp_path, no_figures):
     """Nothing is patched here: a learning rate that ruins the weights in a step."""
     run = tmp_path / "run"
@@ -584,7 +585,8 @@ def test_a_reader_of_the_output_that_has_gone_costs_no_epoch(data, tmp_path):
     log = tmp_path / "log"
     with open(log, "w") as errors:
         process = subprocess.Popen([sys.executable, "Trainer.py", "--DR", str(data), "--save_root",
-                                    str(tmp_path / "run"), *LONG], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors)
+                                    str(tmp_path / "run"), *LONG], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors,
+                                   env=ONE_THREAD)
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(60) == 128 + signal.SIGPIPE
@@ -598,7 +600,7 @@ def test_a_terminal_that_is_closed_ends_the_run_as_a_signal_does(data, tmp_path)
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "Trainer.py", "--DR", str(data), "--save_root", str(tmp_path / "run"),
                                 *LONG], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-                               preexec_fn=lambda: take_terminal(theirs))
+                               env=ONE_THREAD, preexec_fn=lambda: take_terminal(theirs))
     os.close(theirs)
     seen = b""
     while b"epoch 1/" not in seen:
