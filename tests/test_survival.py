@@ -77,9 +77,8 @@ LOOKS = 19
 
 
 @pytest.mark.parametrize("look, where", [
-    (1, "before epoch 0"), (2, "in epoch 0 after 2 of 3 clips"), (3, "in the validation of epoch 0"),
-    (6, "in the validation of epoch 0"), (9, "before epoch 1"), (11, "in the validation of epoch 1"),
-    (13, "in epoch 2 after 2 of 3 clips"), (19, "in the validation of epoch 2")])
+    (2, "in epoch 0 after 2 of 3 clips"), (6, "in the validation of epoch 0"), (9, "before epoch 1"),
+    (11, "in the validation of epoch 1"), (19, "in the validation of epoch 2")])
 def test_a_run_stopped_anywhere_ends_as_the_uninterrupted_one(look, where, whole_run, data, tmp_path, no_figures,
                                                               monkeypatch):
     with monkeypatch.context() as patch:
@@ -118,9 +117,8 @@ def test_a_run_stopped_again_and_again(whole_run, data, tmp_path, no_figures, mo
 
 
 def test_another_seed_is_another_run(whole_run, data, tmp_path, no_figures):
-    train(data, tmp_path / "run", *RUN, "--seed", 1)
-    with pytest.raises(interrupt_run.Lost):
-        interrupt_run.compare(tmp_path / "run", whole_run)
+    row, = train(data, tmp_path / "run", *RUN, "--seed", 1, "--num_epoch", 1)
+    assert row["train_mse"] != read_csv(whole_run / "metrics.csv")[0]["train_mse"]
 
 
 def test_a_save_within_an_epoch_changes_nothing_and_can_be_gone_on_from(whole_run, data, tmp_path, no_figures,
@@ -145,11 +143,10 @@ def test_a_save_within_an_epoch_changes_nothing_and_can_be_gone_on_from(whole_ru
         state = checkpoint.read(tmp_path / str(index) / "last.ckpt")
         if index > 0:
             assert state["model"]["label_encoder.2.running_mean"].abs().max() > 0.05
-    for index in (1, 7):
-        train(data, tmp_path / str(index), *RUN, "--resume")
-        assert (tmp_path / str(index) / "metrics.csv").read_bytes() == (whole_run / "metrics.csv").read_bytes()
-        one, other = (torch.load(folder / "last.ckpt")["model"] for folder in (tmp_path / str(index), whole_run))
-        assert interrupt_run.same(one, other)
+    train(data, tmp_path / "7", *RUN, "--resume")
+    assert (tmp_path / "7" / "metrics.csv").read_bytes() == (whole_run / "metrics.csv").read_bytes()
+    one, other = (torch.load(folder / "last.ckpt")["model"] for folder in (tmp_path / "7", whole_run))
+    assert interrupt_run.same(one, other)
 
 
 def test_an_epoch_whose_clips_have_changed_starts_again(data, tmp_path, no_figures, monkeypatch, capsys):
@@ -333,8 +330,7 @@ def spoil(monkeypatch, bad_steps, part: str = "loss") -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("clip_grad", [0, 1])
-@pytest.mark.parametrize("part", ["loss", "gradient"])
+@pytest.mark.parametrize("part, clip_grad", [("loss", 1), ("gradient", 0)])
 def test_a_bad_step_changes_nothing_and_is_counted(part, clip_grad, data, tmp_path, no_figures, monkeypatch, capsys):
     """Weights, moments, BatchNorm's running statistics: all as before the step, also where it is the very first."""
     states, step = [], Trainer.Trainer.train_step
@@ -444,11 +440,8 @@ def test_looking_for_bad_numbers_asks_the_device_seldom(data, tmp_path, no_figur
     """The host reads a value of the device once in LOOK_EVERY steps and at the epoch's end, not in each step."""
     reads, check = [], Trainer.Trainer.check_steps
     monkeypatch.setattr(Trainer.Trainer, "check_steps", lambda self: reads.append(self.under_way.clips) or check(self))
-    train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--clip_stride", 1, "--batch_size", 1)
-    assert reads == [9]
     monkeypatch.setattr(Trainer, "LOOK_EVERY", 4)
-    reads.clear()
-    train(data, tmp_path / "run2", *RUN, "--num_epoch", 1, "--clip_stride", 1, "--batch_size", 1)
+    train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--clip_stride", 1, "--batch_size", 1)
     assert reads == [4, 8, 9]
 
 
