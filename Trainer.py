@@ -252,14 +252,14 @@ class Trainer:
         """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted."""
         if self.interrupts is None or self.interrupts.number is None:
             return
-        self.save_last()
+        state = "the state" if self.save_last() else "the state before the latest steps, which were skipped"
         now, where = self.under_way, f"before epoch {self.epoch}"
         if now is not None:
             where = f"in epoch {self.epoch} after {now.clips} of {len(now.order)} clips"
             if now.clips == len(now.order):
                 where = f"in the validation of epoch {self.epoch}"
         name = signal.Signals(self.interrupts.number).name
-        raise Interrupted(f"{name}: stopped {where}; {self.folder / 'last.ckpt'} holds the state, go on with --resume",
+        raise Interrupted(f"{name}: stopped {where}; {self.folder / 'last.ckpt'} holds {state}, go on with --resume",
                           self.interrupts.number)
 
     def check_steps(self) -> None:
@@ -395,14 +395,17 @@ class Trainer:
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way})
 
-    def save_last(self) -> None:
+    def save_last(self) -> bool:
         """Replace last.ckpt, but not while steps are being skipped: the weights may be what makes the numbers bad.
 
-        A run that goes on from an older last.ckpt does the same steps once more, with the same outcome.
+        A run that goes on from an older last.ckpt does the same steps once more, with the same outcome. Returns whether
+        it was replaced.
         """
-        if self.safeguard.streak[0] == 0:
-            self.save(self.folder / "last.ckpt")
-            self.saved_at = time.monotonic()
+        if self.safeguard.streak[0] > 0:
+            return False
+        self.save(self.folder / "last.ckpt")
+        self.saved_at = time.monotonic()
+        return True
 
     @torch.no_grad()
     def restore(self, state: dict, path: Path) -> None:

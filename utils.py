@@ -280,10 +280,9 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
 
     Raises
     ------
-    BadInput : the folder cannot be written, or holds a run that is not to be continued or overwritten.
+    BadInput : the folder holds a run that is not to be continued or overwritten.
     """
     folder = Path(args.save_root)
-    check_writable(folder)
     # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
     continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
     if continues and args.overwrite:
