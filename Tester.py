@@ -31,10 +31,12 @@ from utils import (
     BadInput,
     FlagParser,
     check_writable,
+    compile_pays,
     folder_name,
     load_checkpoint,
     number,
     pick_device,
+    pick_precision,
     progress_bar,
     run_main,
     write_json,
@@ -53,9 +55,13 @@ def load_model(state: dict, device: torch.device) -> CVAE:
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
-def generate_all(model: CVAE, sequences: list[GivenSequence], latent: str, seed: int, device: torch.device
-                 ) -> list[Tensor]:
+def generate_all(model: CVAE, sequences: list[GivenSequence], latent: str, seed: int, device: torch.device,
+                 precision: str = "fp32", compile: str = "off") -> list[Tensor]:
     """Roll out all sequences in one batch.
+
+    Parameters
+    ----------
+    precision, compile : as the flags have them.
 
     Returns
     -------
@@ -68,7 +74,10 @@ def generate_all(model: CVAE, sequences: list[GivenSequence], latent: str, seed:
     first = torch.stack([sequence.first_frame for sequence in sequences])
     noise = torch.Generator(device).manual_seed(seed)
     progress = partial(progress_bar, desc=f"{len(sequences)} sequence(s)", unit="frame")
-    videos = model.generate(to_float(first.to(device)), to_float(labels.to(device)), latent, noise, progress)
+    if compile_pays(compile, device, labels.shape[0] * longest):
+        model.compile_steps()
+    with torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(precision, device) == "bf16"):
+        videos = model.generate(to_float(first.to(device)), to_float(labels.to(device)), latent, noise, progress)
     if not videos.isfinite().all():
         raise BadInput("--ckpt_path: this checkpoint generates NaN or infinite pixels; give an earlier one")
     videos = to_uint8(videos).cpu()
@@ -187,6 +196,12 @@ def make_parser() -> FlagParser:
                        help="frames a second of every GIF and MP4")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
+    group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+                       help="arithmetic of the network; auto: bf16 (autocast) where the processor computes in it, else "
+                            "fp32")
+    group.add_argument("--compile", choices=["auto", "on", "off"], default="auto",
+                       help="compile the steps with torch.compile; auto: on a GPU, for roll-outs long enough to gain "
+                            "more than it takes")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
     return parser
@@ -214,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.truth:
             truths = read_truth(Path(args.truth), sequences, *size, args.num_workers)
 
-    videos = generate_all(model, sequences, args.latent, args.seed, device)
+    videos = generate_all(model, sequences, args.latent, args.seed, device, args.precision, args.compile)
     folder.mkdir(parents=True, exist_ok=True)
     for path in old_results:  # all of them: a mixture of two checkpoints' results would mislead
         path.unlink()

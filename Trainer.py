@@ -4,6 +4,7 @@
     python Trainer.py @scripts/recipes/report.args --DR DATASET --save_root RUN          a recipe
     python Trainer.py --DR DATASET --save_root RUN --resume                              continue a run
     python Trainer.py --DR DATASET --save_root RUN --ckpt_path RUN/best.ckpt --test      validate only
+    torchrun --nproc_per_node=4 Trainer.py --DR DATASET --save_root RUN                  on four GPUs
 
 RUN/ then holds config.json, metrics.csv, timing.csv, TensorBoard events, last.ckpt, best.ckpt, epoch=N.ckpt and
 figures/. The dataset's layout stands in dataloader.py.
@@ -11,6 +12,7 @@ figures/. The dataset's layout stands in dataloader.py.
 import argparse
 import contextlib
 import math
+import os
 import shutil
 import signal
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dataloader import ClipLoader, read_recording, read_validation, to_float
 from modules import checkpoint, figures
@@ -30,6 +33,7 @@ from modules.cvae import CVAE, clip_loss
 from modules.files import replacing
 from modules.interrupts import Interrupted, Interrupts
 from modules.metrics import psnr, repeat_first
+from modules.processes import Processes
 from modules.safeguard import Safeguard
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
 from utils import (
@@ -41,6 +45,7 @@ from utils import (
     as_bad_input,
     check_run_folder,
     check_writable,
+    compile_pays,
     describe_run,
     folder_name,
     hold_run_folder,
@@ -49,13 +54,14 @@ from utils import (
     make_generators,
     number,
     pick_device,
+    pick_precision,
     progress_bar,
     run_main,
     write_json,
 )
 
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
-CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers")
+CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers", "compile")
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
@@ -83,14 +89,18 @@ class Trainer:
     ----------
     args : the flags of ``make_parser``.
     device : where the model and the frames live.
+    processes : those that share each batch; this one alone where it is None.
 
     Raises
     ------
     BadInput : flags that no run can have; the message names them.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device):
-        self.args, self.device = args, device
+    def __init__(self, args: argparse.Namespace, device: torch.device, processes: Processes | None = None):
+        self.args, self.device, self.processes = args, device, processes or Processes()
+        # What is kept is what "auto" has come to: a continued run goes on in the same arithmetic.
+        args.precision = pick_precision(args.precision, device)
+        torch.backends.cudnn.benchmark = not args.deterministic  # the sizes hardly ever change
         torch.manual_seed(args.seed)  # the initial weights
         with as_bad_input(ValueError):
             self.model = CVAE(**{flag: getattr(args, flag) for flag in NETWORK_FLAGS}, bptt=args.bptt)
@@ -106,6 +116,7 @@ class Trainer:
         self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
                                                           fused=True)
         self.safeguard = Safeguard(self.model, self.optimizer)
+        self.forward = self.model
         self.generators = make_generators(args.seed, device)
         self.epoch = 0  # the epoch to be run next, or the one under way
         self.under_way: EpochUnderWay | None = None
@@ -124,6 +135,10 @@ class Trainer:
         ------
         BadInput : the dataset is missing, incomplete, damaged or too short; the message names the file or folder.
         """
+        with self.processes.one_before_others():
+            self._load_data()
+
+    def _load_data(self) -> None:
         args, root = self.args, Path(self.args.DR)
         size = args.frame_H, args.frame_W, args.num_workers
         val = read_validation(root, args.val_vi_len, *size).to(self.device)
@@ -148,12 +163,22 @@ class Trainer:
         Interrupted : a signal has asked for it, and last.ckpt holds the state.
         BadInput : the numbers went bad; last.ckpt holds the latest good weights.
         """
+        args = self.args
+        clips = len(self.loaders[False].starts)
+        if compile_pays(args.compile, self.device, clips * args.train_vi_len * (args.num_epoch - self.epoch)):
+            self.model.compile_steps(args.batch_size)
+        if not self.processes.is_alone:
+            # The buffers are the same everywhere as they are: the label encoder's statistics are the whole batch's.
+            self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         with Interrupts() as self.interrupts:
-            print(f"{len(self.loaders[False].starts)} clips of {self.args.train_vi_len} frames, "
-                  f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {self.device}, run folder "
-                  f"{self.folder}", flush=True)
-            log = MetricLog(self.folder, self.metrics, self.timing)
-            log.write()
+            log = None
+            if self.processes.rank == 0:
+                place = self.device.type if self.processes.is_alone else f"{self.processes.count} processes"
+                parameters = sum(value.numel() for value in self.model.parameters())
+                print(f"{clips} clips of {args.train_vi_len} frames, {parameters:,} parameters, {place}, "
+                      f"{args.precision}, run folder {self.folder}", flush=True)
+                log = MetricLog(self.folder, self.metrics, self.timing)
+                log.write()
             while self.epoch < self.args.num_epoch:
                 self.end_if_asked()
                 self.train_one_epoch()
@@ -167,16 +192,18 @@ class Trainer:
         now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
         began, shown = time.perf_counter() - now.seconds, -math.inf
         self.model.train()
-        with progress_bar(loader.batches(now.order[now.clips:]), f"epoch {epoch}/{args.num_epoch - 1}", len(loader),
-                          unit="batch", initial=now.clips // args.batch_size) as bar:
+        batches = loader.batches(now.order[now.clips:], self.processes.share)
+        with progress_bar(batches, f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
+                          initial=now.clips // args.batch_size) as bar:
             for step, (frames, labels) in enumerate(bar, start=1):
+                clips = min(args.batch_size, len(now.order) - now.clips)  # of the whole batch
                 forced = now.forced
                 if forced is None:
-                    forced = self._draw_teacher_forcing(len(frames) if args.tf_draw == "clip" else 1, ratio)
-                forced = forced.expand(len(frames))
-                now.lr = self.learning_rate(epoch + (now.clips + len(frames) / 2) / len(now.order))
+                    forced = self._draw_teacher_forcing(clips if args.tf_draw == "clip" else 1, ratio)
+                forced = forced.expand(clips)
+                now.lr = self.learning_rate(epoch + (now.clips + clips / 2) / len(now.order))
                 now.sums += self.train_step(frames, labels, forced, beta, now.lr)
-                now.clips, now.forced_clips = now.clips + len(frames), now.forced_clips + int(forced.sum())
+                now.clips, now.forced_clips = now.clips + clips, now.forced_clips + int(forced.sum())
                 now.seconds = time.perf_counter() - began
                 if step % LOOK_EVERY == 0:
                     self.check_steps()
@@ -188,7 +215,7 @@ class Trainer:
                                         f"{'on' if forced.any() else 'off'}, lr {now.lr:.2g}"
                                         + (f", {skipped:.0f} skipped" if skipped else ""), refresh=False)
                 self.end_if_asked()
-                if 0 < 60 * args.save_every_minutes < time.monotonic() - self.saved_at:
+                if 0 < 60 * args.save_every_minutes < time.monotonic() - self.saved_at and self.processes.rank == 0:
                     self.save_last()
         self.check_steps()  # this waits for the device: only now is the time that of the whole work
         now.seconds = time.perf_counter() - began
@@ -209,10 +236,17 @@ class Trainer:
             now.forced = self._draw_teacher_forcing(1, ratio)
         return now
 
-    def finish_epoch(self, log: MetricLog) -> None:
+    def finish_epoch(self, log: MetricLog | None) -> None:
         """Validate, log, save and draw. With last.ckpt, which comes after the tables, the epoch is over."""
         args, epoch, now = self.args, self.epoch, self.under_way
         is_last = epoch + 1 == args.num_epoch
+        is_save = is_last or epoch % args.per_save == 0
+        is_validation = is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization)
+        if self.processes.rank > 0:
+            if is_validation:
+                self.wait_for_validation()
+            self.epoch, self.under_way = epoch + 1, None
+            return
         self.estimate_statistics()
         self.check_state()
         loss, mse, kl, _, clips, skipped = now.sums.tolist()
@@ -221,9 +255,8 @@ class Trainer:
                "tf_used": now.forced_clips / now.clips, "lr": now.lr, "skipped": int(skipped),
                "val_loss": None, "val_psnr": None}
         is_best = False
-        is_save = is_last or epoch % args.per_save == 0
         began = time.perf_counter()
-        if is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization):
+        if is_validation:
             self.validation = self.validate(epoch)
             if not math.isfinite(self.validation["loss"]):
                 raise self._bad_numbers(f"the validation of epoch {epoch} gave infinite or NaN pixels")
@@ -249,18 +282,26 @@ class Trainer:
             self.draw(self.folder / "figures", log)
 
     def end_if_asked(self) -> None:
-        """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted."""
-        if self.interrupts is None or self.interrupts.number is None:
+        """Between two steps or two frames: where a signal has asked for the end, save and raise Interrupted.
+
+        All processes call it at the same places: a signal that one of them has seen ends all.
+        """
+        if self.interrupts is None:
             return
-        state = "the state" if self.save_last() else "the state before the latest steps, which were skipped"
+        number = self.processes.largest(self.interrupts.number or 0)
+        if not number:
+            return
+        state = "the state"
+        if self.processes.rank == 0 and not self.save_last():
+            state += " before the latest steps, which were skipped"
         now, where = self.under_way, f"before epoch {self.epoch}"
         if now is not None:
             where = f"in epoch {self.epoch} after {now.clips} of {len(now.order)} clips"
             if now.clips == len(now.order):
                 where = f"in the validation of epoch {self.epoch}"
-        name = signal.Signals(self.interrupts.number).name
+        name = signal.Signals(number).name
         raise Interrupted(f"{name}: stopped {where}; {self.folder / 'last.ckpt'} holds {state}, go on with --resume",
-                          self.interrupts.number)
+                          number)
 
     def check_steps(self) -> None:
         """BadInput: the latest steps were all skipped for bad numbers, or all of the epoch so far and it is over."""
@@ -298,28 +339,39 @@ class Trainer:
 
         Parameters
         ----------
-        frames, labels : (B, T, 3, H, W) in [0, 1]. forced : bool (B,), the clips that see real frames.
+        frames, labels : (S, T, 3, H, W) in [0, 1], this process's share of the B clips.
+        forced : bool (B,), which of all clips see real frames.
 
         Returns
         -------
         (6,) on the device: loss, MSE, KL (summed over a clip's frames) and PSNR (dB, mean over frames), each times B;
         B; 0. A step whose loss or gradient is not finite changes nothing and returns zeros and a 1 at the end.
         """
+        clips, share = len(forced), self.processes.share(len(forced))
         self.safeguard.remember()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # Every process draws the noise of the whole batch, so that it does not depend on how the batch is shared.
+        noise = torch.randn(clips, frames.shape[1] - 1, self.model.N_dim, *frames.shape[-2:], device=self.device,
+                            generator=self.generators["latent"])[share]
         with self.autocast():
-            predictions, mu, logvar = self.model(frames, labels, forced, generator=self.generators["latent"])
+            predictions, mu, logvar = self.forward(frames, labels, forced[share], noise)
         predictions, mu, logvar = predictions.float(), mu.float(), logvar.float()
-        loss, mse, kl = clip_loss(predictions, frames[:, 1:], mu, logvar, beta, self.args.kl_reduction)
+        if len(frames):
+            loss, mse, kl = clip_loss(predictions, frames[:, 1:], mu, logvar, beta, self.args.kl_reduction)
+            quality = psnr(predictions.detach(), frames[:, 1:]).mean()
+        else:  # more processes than clips: nothing to learn from, but the others wait for a gradient
+            loss = mse = kl = quality = predictions.sum() + mu.sum() + logvar.sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # The mean over the processes, which DistributedDataParallel takes, is to be the mean over the clips.
+        (loss * (len(frames) * self.processes.count / clips)).backward()
         largest_norm = self.args.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest_norm)
         with torch.no_grad():
-            good = self.safeguard.step(torch.stack([loss, mse, kl]), norm)
-            quality = psnr(predictions, frames[:, 1:]).mean()
-            sums = torch.stack([loss, mse, kl, quality, torch.ones_like(loss), torch.zeros_like(loss)]) * len(frames)
+            sums = self.processes.total(torch.stack([loss, mse, kl, quality]) * len(frames))
+            good = self.safeguard.step(sums[:3] / clips, norm)
+            # Filled on the device: a value that is copied there would make the host wait.
+            sums = torch.cat([sums, sums.new_full((1,), clips), sums.new_zeros(1)])
             return torch.where(good, sums, torch.eye(6, device=self.device)[5])
 
     def estimate_statistics(self) -> None:
@@ -329,6 +381,16 @@ class Trainer:
 
     def _draw_teacher_forcing(self, count: int, ratio: float) -> Tensor:
         return torch.rand(count, generator=self.generators["teacher_forcing"]) < ratio
+
+    def _validation_progress(self, frames: Iterable[int]) -> Iterator[int]:
+        for frame in progress_bar(frames, "validation", unit="frame"):
+            yield frame
+            self.end_if_asked()
+
+    def wait_for_validation(self) -> None:
+        """Keep step with the first process: a roll-out cannot be shared, each frame needs the one before it."""
+        for _ in self._validation_progress(range(1, len(self.val_frames))):
+            pass
 
     def validate(self, epoch: int) -> dict:
         """Free-running roll-out over the validation sequence from its first frame.
@@ -342,14 +404,9 @@ class Trainer:
         """
         truth = self.val_frames
         noise = torch.Generator(self.device).manual_seed(self.args.seed)
-
-        def progress(frames: Iterable[int]) -> Iterator[int]:
-            for frame in progress_bar(frames, "validation", unit="frame"):
-                yield frame
-                self.end_if_asked()
-
         with self.autocast():
-            prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise, progress)[0]
+            prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise,
+                                             self._validation_progress)[0]
         per_frame = psnr(prediction[1:], truth[1:])
         loss = (prediction[1:] - truth[1:]).square().mean().item()
         return {"epoch": epoch, "loss": loss, "psnr": per_frame.mean().item(), "psnr_per_frame": per_frame.cpu(),
@@ -514,7 +571,7 @@ def make_parser() -> FlagParser:
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--num_epoch", type=number(int, 1, 10**9), default=70, help="length of the run, epochs")
-    group.add_argument("--batch_size", type=number(int, 1, 10**6), default=2, help="clips a step")
+    group.add_argument("--batch_size", type=number(int, 1, 10**6), default=2, help="clips a step, over all processes")
     group.add_argument("--optim", choices=["Adam", "AdamW"], default="Adam", help="optimiser")
     group.add_argument("--weight_decay", type=number(float, 0), help="None: 0 for Adam, 0.01 for AdamW")
     group.add_argument("--lr", type=number(float, 0, above=True), default=0.001, help="learning rate")
@@ -527,8 +584,9 @@ def make_parser() -> FlagParser:
                        help="epochs, fractions allowed, of linear growth of the rate at the start")
     group.add_argument("--clip_grad", type=number(float, 0), default=1.0,
                        help="largest norm of the gradient; 0: no clipping")
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                       help="arithmetic of the network; bf16 (autocast) is faster where the processor has it")
+    group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+                       help="arithmetic of the network; auto: bf16 (autocast) where the processor computes in it, else "
+                            "fp32")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of every random choice")
 
     group = parser.add_argument_group("run")
@@ -550,7 +608,12 @@ def make_parser() -> FlagParser:
     group.add_argument("--store_visualization", action=switch, default=False,
                        help="keep a validation GIF at each save: figures/val_epoch=N.gif")
     group.add_argument("--device", choices=["cuda", "cpu"], help="None: cuda where there is one, else cpu")
-    group.add_argument("--gpu", type=number(int, 1), default=1, help="number of GPUs; this version trains on one")
+    group.add_argument("--gpu", type=number(int, 1), default=1,
+                       help="number of GPUs, as the course has it; more than one are started with torchrun "
+                            "--nproc_per_node")
+    group.add_argument("--compile", choices=["auto", "on", "off"], default="auto",
+                       help="compile the steps with torch.compile; auto: on a GPU, where the run is long enough to "
+                            "gain more than the minutes that it takes")
     group.add_argument("--deterministic", action=switch, default=False,
                        help="on CUDA, too, use only algorithms that give the same bits in each run (slower); on a CPU "
                             "all do")
@@ -588,8 +651,9 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     parser = make_parser()
     args = parser.parse_args(argv)
     refuse_contradictions(args)
-    if args.gpu > 1:
-        print(f"Trainer.py: --gpu {args.gpu}: this version trains on one GPU; going on with one", file=sys.stderr)
+    if args.gpu > 1 and "WORLD_SIZE" not in os.environ:
+        print(f"Trainer.py: --gpu {args.gpu}: going on with one; more are started as torchrun "
+              f"--nproc_per_node={args.gpu} Trainer.py ...", file=sys.stderr)
     if args.resume and (Path(args.save_root) / "last.ckpt").is_file():
         args.ckpt_path = str(Path(args.save_root) / "last.ckpt")
     if args.test and not args.ckpt_path:
@@ -613,6 +677,21 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     refuse_contradictions(args)
+    with as_bad_input(ValueError):
+        processes = Processes()
+    with processes:
+        if processes.rank == 0:
+            lead(args, argv, processes)
+            return
+        prepared = processes.tell(None)
+        if prepared is not None:  # else there is nothing to train
+            trainer = make_trainer(*prepared, processes)
+            trainer.load_data()
+            trainer.fit()
+
+
+def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes) -> None:
+    """What the first process does, the only one that reads and writes the run folder."""
     folder = Path(args.save_root)
     check_writable(folder)
     with contextlib.ExitStack() as hold:
@@ -625,21 +704,22 @@ def main(argv: list[str] | None = None) -> None:
         if held:
             hold.enter_context(hold_run_folder(folder))
         args, state = parse_flags(argv)
-        if args.deterministic:
-            make_deterministic()
         if state is not None and "recognised" in state:
             print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
         if args.test:
+            processes.tell(None)
             test(args, state)
             return
         old_run = check_run_folder(args)
-        trainer = make_trainer(args, state)
+        trainer = make_trainer(args, state, processes)
         if trainer.epoch >= args.num_epoch and args.resume:
             print(f"the run in {folder} has its {trainer.epoch} epochs already; a larger --num_epoch continues it")
+            processes.tell(None)
             return
         if trainer.epoch >= args.num_epoch:
             raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; "
                            "give more")
+        processes.tell((args, state))
         trainer.load_data()
         if not held:
             folder.mkdir(parents=True, exist_ok=True)
@@ -655,8 +735,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")
 
 
-def make_trainer(args: argparse.Namespace, state: dict | None) -> Trainer:
-    trainer = Trainer(args, pick_device(args.device))
+def make_trainer(args: argparse.Namespace, state: dict | None, processes: Processes | None = None) -> Trainer:
+    if args.deterministic:
+        make_deterministic()
+    trainer = Trainer(args, pick_device(args.device), processes)
     if state is not None:
         trainer.restore(state, Path(args.ckpt_path))
     return trainer

@@ -8,7 +8,7 @@ A file's name is a number, with or without a prefix such as "frame". A jump in t
 """
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,16 +269,18 @@ class ClipLoader:
         """Batches of an epoch."""
         return -(-len(self.starts) // self.batch_size)
 
-    def batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Tensor, share: Callable[[int], slice] = slice) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames and labels, each float (B, T, 3, H, W) in [0, 1], of an epoch's clips.
 
         Parameters
         ----------
         order : a permutation of the clips, or what is left of one, perhaps nothing.
+        share : which of the B clips of a batch are wanted; all, unless several processes share them.
         """
         order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
             clips = order[begin:begin + self.batch_size]
+            clips = clips[share(len(clips))]
             index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
             yield to_float(self.frames[index]), to_float(self.labels[index])
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from modules import checkpoint
 from modules.files import replacing
 from modules.interrupts import Interrupted
+from modules.processes import is_first
 
 METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "skipped", "val_loss",
            "val_psnr")
@@ -73,6 +75,8 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
         return _fail(program, f"{file} cannot be read or written ({reason}); check that it is there and that it is "
                               "yours")
     except (MemoryError, RuntimeError) as error:
+        if not is_first() and re.search("gloo|NCCL|peer", str(error)):
+            return _fail(program, "another process of this run has ended or cannot be reached, so this one ends too")
         if not is_out_of_memory(error):
             raise
         return _fail(program, f"out of memory; {memory_advice}")
@@ -91,6 +95,10 @@ def _fail(program: str, message: str) -> int:
 
 
 def _tell(message: str) -> None:
+    if not is_first():
+        # Mostly the first process has failed alike and says so; then torchrun ends this one while it waits.
+        time.sleep(2)
+        message = f"process {os.environ['RANK']}: {message}"
     with contextlib.suppress(OSError, ValueError):  # nobody may be left to be told
         print(message, file=sys.stderr, flush=True)
 
@@ -160,9 +168,12 @@ def folder_name(text: str) -> str:
 
 
 def progress_bar(*args, **kwargs) -> tqdm:
-    """A tqdm bar that vanishes when it is done and is redrawn seldom where nobody watches (a log file)."""
-    return tqdm(*args, leave=False, file=_Unfailing(sys.stderr), mininterval=0.5 if sys.stderr.isatty() else 30,
-                **kwargs)
+    """A tqdm bar that vanishes when it is done and is redrawn seldom where nobody watches (a log file).
+
+    Of several processes the first shows one.
+    """
+    return tqdm(*args, leave=False, disable=not is_first(), file=_Unfailing(sys.stderr),
+                mininterval=0.5 if sys.stderr.isatty() else 30, **kwargs)
 
 
 class _Unfailing:
@@ -191,7 +202,40 @@ def pick_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: PyTorch sees no CUDA device on this machine; use --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        index = int(os.environ["LOCAL_RANK"])
+        if index >= torch.cuda.device_count():
+            raise BadInput(f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPU(s); start one process "
+                           "for each")
+        torch.cuda.set_device(index)
+        return torch.device(name, index)
     return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """"fp32" or "bf16"; "auto" becomes bf16 where the device computes in it, rather than emulates it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = any("bf16" in feature and has for feature, has in torch.cpu.get_capabilities().items())
+    return "bf16" if has_bf16 else "fp32"
+
+
+# Frames, in training or a roll-out, from which torch.compile on a GPU should gain more than the minutes it takes. On
+# two CPU cores no gain was measured that would pay for any.
+COMPILE_PAYS_FROM = 1_000_000
+
+
+def compile_pays(choice: str, device: torch.device, frames: int) -> bool:
+    """Whether to use torch.compile for work on that many frames. BadInput: "on", and there is no compiler to do it."""
+    needed = os.environ.get("CXX", "g++") if device.type == "cpu" else os.environ.get("CC", "gcc")
+    if choice == "on" and not shutil.which(needed):
+        raise BadInput(f"--compile on: torch.compile needs the compiler {needed}, which is not there; install it, or "
+                       "leave the flag out")
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and frames >= COMPILE_PAYS_FROM
+                              and shutil.which(needed) is not None)
 
 
 def make_deterministic() -> None:

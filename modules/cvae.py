@@ -1,5 +1,6 @@
 """The conditional VAE: the five parts, one training clip (forward), the free-running roll-out (generate)."""
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class CVAE(nn.Module):
         self.generator = Generator(D_out_dim, output)
         self.N_dim = N_dim
         self.bptt = bptt
+        # Two passes cost a fourth more arithmetic (see forward), but few and large calls: what a GPU is fast at. On two
+        # CPU cores one pass was measured to be the faster. None: as the device asks.
+        self.two_passes: bool | None = None
+        self._compiled: dict[str, Callable] = {}
+        self._compiled_batch: int | None = None
 
     def forward(self, frames: Tensor, labels: Tensor, teacher_forcing: Tensor, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,25 +70,70 @@ class CVAE(nn.Module):
         predictions : (B, T-1, 3, H, W), of frames 2..T.
         mu, logvar : (B, T-1, N, H, W), of the posteriors.
         """
-        steps = frames.shape[1] - 1
-        forced = teacher_forcing.view(len(frames), -1).expand(-1, steps)  # (B, T-1)
-        # No encoder call here depends on a prediction, so each handles all its frames at once.
-        real = self._over_time(self.frame_encoder, frames)  # (B, T, F, H, W)
-        poses = self._over_time(self.label_encoder, labels[:, 1:])  # (B, T-1, L, H, W)
-        mu, logvar = self.gaussian_predictor(real[:, 1:].flatten(0, 1), poses.flatten(0, 1))
-        mu, logvar = mu.unflatten(0, (-1, steps)), logvar.unflatten(0, (-1, steps))  # (B, T-1, N, H, W)
+        batch, steps = len(frames), frames.shape[1] - 1
+        compiled = self._compiled if batch == self._compiled_batch else {}
+        encode, decode = compiled.get("encode", self.encode), compiled.get("decode", self.decode)
+        features, poses, mu, logvar = encode(frames, labels[:, 1:])
         z = reparameterize(mu, logvar, noise, generator)
+        features, poses, z = (value.transpose(0, 1) for value in (features, poses, z))  # (T or T-1, B, ..., H, W)
 
+        if teacher_forcing.dim() == 1:
+            teacher_forcing = teacher_forcing.unsqueeze(1).expand(-1, steps)
+        forced = teacher_forcing.t()  # (T-1, B)
+        if forced[1:].all():  # nothing is fed back, and frame 1 is real anyhow
+            predictions = decode(features[:-1].flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1))
+        elif (frames.is_cuda if self.two_passes is None else self.two_passes) and not self.bptt:
+            # Where predictions are fed back without a gradient, each is an input like any other once it is known. So
+            # the chain of small steps runs without a gradient, and what takes the time runs over all frames at once.
+            with torch.no_grad():
+                fed_back = torch.stack(self._in_turn(features[:-1], poses[:-1], z[:-1], forced[:-1], compiled))
+            torch.clear_autocast_cache()  # its copies of the weights were made without a gradient
+            free = self.frame_encoder(fed_back.flatten(0, 1)).unflatten(0, (steps - 1, batch))
+            mask = forced[1:].to(frames.device, non_blocking=True)[..., None, None, None]
+            previous = torch.cat([features[:1], torch.where(mask, features[1:-1], free)])
+            predictions = decode(previous.flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1))
+        else:
+            predictions = torch.cat(self._in_turn(features, poses, z, forced, compiled))
+        return predictions.unflatten(0, (steps, batch)).transpose(0, 1), mu, logvar
+
+    def encode(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that depends on no prediction, each part in one call over all frames.
+
+        Parameters
+        ----------
+        frames : (B, T, 3, H, W). labels : (B, T-1, 3, H, W), of frames 2..T.
+
+        Returns
+        -------
+        Features of frames (B, T, F, H, W) and of poses (B, T-1, L, H, W), mu and logvar (B, T-1, N, H, W). In memory
+        time comes first, so that the frames of one time lie together, as the steps of the roll-out take them.
+        """
+        batch, steps = labels.shape[:2]
+        features = self.frame_encoder(frames.transpose(0, 1).flatten(0, 1))
+        poses = self.label_encoder(labels.transpose(0, 1).flatten(0, 1)).to(features.dtype)
+        mu, logvar = self.gaussian_predictor(features[batch:], poses)
+        return tuple(value.unflatten(0, (length, batch)).transpose(0, 1)
+                     for value, length in ((features, steps + 1), (poses, steps), (mu, steps), (logvar, steps)))
+
+    def _in_turn(self, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor, compiled: dict[str, Callable]
+                 ) -> list[Tensor]:
+        """Predict one frame after the other; all arguments time first. Returns (B, 3, H, W) for each."""
+        mask = forced.to(features.device, non_blocking=True)[..., None, None, None]
+        # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
+        features, poses, z = features.unbind(), poses.unbind(), z.unbind()
+        predict = compiled.get("predict" if torch.is_grad_enabled() else "roll_out", self.predict)
         predictions = []
-        for t in range(steps):
-            previous = real[:, t]
-            if t > 0 and not forced[:, t].all():
+        for t in range(len(poses)):
+            if t > 0 and not forced[t].all():
                 fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
-                free = self.frame_encoder(fed_back)
-                mask = forced[:, t].to(free.device, non_blocking=True).view(-1, 1, 1, 1)
-                previous = torch.where(mask, previous, free)
-            predictions.append(self.decode(previous, poses[:, t], z[:, t]))
-        return torch.stack(predictions, dim=1), mu, logvar
+                if not forced[t].any():
+                    predictions.append(predict(fed_back, poses[t], z[t]))
+                    continue
+                previous = torch.where(mask[t], features[t], self.frame_encoder(fed_back))
+            else:
+                previous = features[t]
+            predictions.append(self.decode(previous, poses[t], z[t]))
+        return predictions
 
     @torch.no_grad()
     def generate(self, first_frame: Tensor, labels: Tensor, latent: str = "prior",
@@ -115,13 +166,15 @@ class CVAE(nn.Module):
             video = first_frame.new_empty(*labels.shape[:2], *first_frame.shape[1:])
             video[:, 0] = first_frame
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
+            predict = self._compiled.get("roll_out", self.predict)
             for t in progress(range(1, labels.shape[1])):
                 ahead = (t - 1) % POSES_AT_ONCE
                 if ahead == 0:
-                    poses = self._over_time(self.label_encoder, labels[:, t:t + POSES_AT_ONCE])
+                    next_labels = labels[:, t:t + POSES_AT_ONCE]
+                    poses = self.label_encoder(next_labels.flatten(0, 1)).unflatten(0, next_labels.shape[:2])
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = self.decode(self.frame_encoder(video[:, t - 1]), poses[:, ahead], z)
+                video[:, t] = predict(video[:, t - 1], poses[:, ahead], z)
             return video
         finally:
             self.train(was_training)
@@ -130,10 +183,31 @@ class CVAE(nn.Module):
         """(B, F, H, W), (B, L, H, W), (B, N, H, W) -> the predicted frame (B, 3, H, W)."""
         return self.generator(self.decoder_fusion(frame_features, pose_features, z))
 
-    @staticmethod
-    def _over_time(part: nn.Module, clips: Tensor) -> Tensor:
-        """Apply ``part`` to every frame of (B, T, ...) in one call."""
-        return part(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+    def predict(self, frame: Tensor, pose_features: Tensor, z: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, L, H, W), (B, N, H, W) -> the frame after ``frame``, (B, 3, H, W): a roll-out's step."""
+        return self.decode(self.frame_encoder(frame), pose_features, z)
+
+    def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
+        """Compile what forward (for batches of ``batch_size`` clips) and generate call once or once a frame.
+
+        Each piece is compiled when it is first called. Batches of another size, such as the last of an epoch, run
+        uncompiled instead of being compiled anew. On a GPU the steps of a roll-out are captured as CUDA graphs.
+
+        Parameters
+        ----------
+        backend : of torch.compile.
+        """
+        compiled = partial(torch.compile, backend=backend, dynamic=False)
+        is_graph = backend == "inductor" and next(self.parameters()).is_cuda
+        step = compiled(self.predict, mode="reduce-overhead" if is_graph else None)
+
+        def roll_out(*inputs: Tensor) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            return step(*inputs).clone()  # the next replay of a CUDA graph overwrites its output
+
+        self._compiled = {"encode": compiled(self.encode), "decode": compiled(self.decode),
+                          "predict": compiled(self.predict), "roll_out": roll_out}
+        self._compiled_batch = batch_size
 
 
 def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, beta: float,

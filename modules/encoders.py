@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import DepthConvBlock, ResidualBlock
+from modules.processes import WholeBatchNorm2d
 
 
 class FrameEncoder(nn.Sequential):
@@ -24,7 +25,7 @@ class LabelEncoder(nn.Sequential):
     """A pose image (B, 3, H, W) in [0, 1] to features (B, L_dim, H, W). L_dim is even; H and W are at least 4.
 
     Its BatchNorm is the only layer that looks across the batch, so a training step hands it all poses of all
-    clips in one call: one set of statistics and one running update a step.
+    clips in one call: one set of statistics and one running update a step, also where several processes share it.
 
     Pose images are nearly everywhere white. So what reaches the BatchNorm is a large constant with a small pattern on
     it (mean 2.4, standard deviation 0.03 after a few hundred steps), which has two consequences: bfloat16 would round
@@ -38,7 +39,7 @@ class LabelEncoder(nn.Sequential):
         super().__init__(
             nn.ReflectionPad2d(3),
             nn.Conv2d(3, L_dim // 2, 7),
-            nn.BatchNorm2d(L_dim // 2),
+            WholeBatchNorm2d(L_dim // 2),
             nn.LeakyReLU(1.0 if template_activations else 0.01),
             ResidualBlock(L_dim // 2, L_dim),
         )

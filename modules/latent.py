@@ -30,7 +30,8 @@ class GaussianPredictor(nn.Sequential):
         )
 
     def forward(self, frame_features: Tensor, pose_features: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = torch.chunk(super().forward(torch.cat([frame_features, pose_features], dim=1)), 2, dim=1)
+        inputs = frame_features, pose_features.to(frame_features.dtype)  # the type that autocast has chosen
+        mu, logvar = torch.chunk(super().forward(torch.cat(inputs, dim=1)), 2, dim=1)
         return mu, logvar.clamp(*LOGVAR_RANGE)
 
 

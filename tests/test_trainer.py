@@ -271,7 +271,7 @@ def test_defaults_are_those_of_the_course():
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
 NOT_IN_A_RECIPE = {"help", "DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu",
-                   "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic"}
+                   "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic", "compile"}
 
 
 def test_there_are_recipes():

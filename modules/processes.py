@@ -1,0 +1,131 @@
+"""The processes of one training run, as torchrun starts them, on one machine or several."""
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+TIMEOUT = datetime.timedelta(hours=2)  # others wait that long while the first decodes a dataset, say
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks to the user."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Processes:
+    """What the processes of a run do together. Where torchrun has not started several, this one is alone.
+
+    Used as a context: within it the processes are connected, by NCCL for tensors on GPUs and by gloo for those on
+    CPUs. The first process (rank 0) writes files; all hold the same weights, generators and sums.
+
+    Attributes
+    ----------
+    rank, count : of this process, of all. local_rank : on its machine, from 0.
+
+    Raises
+    ------
+    ValueError : the environment speaks of several processes, but not of where they meet.
+    """
+
+    def __init__(self):
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+        if self.count > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise ValueError(f"the environment has WORLD_SIZE {self.count}, but no RANK, MASTER_ADDR and MASTER_PORT; "
+                             "start several processes with torchrun, or unset WORLD_SIZE")
+
+    @property
+    def is_alone(self) -> bool:
+        return self.count == 1
+
+    def __enter__(self) -> "Processes":
+        if not self.is_alone:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        # After an error the others may wait for this process: they end with it, when torchrun sees that it has ended.
+        if kind is None and not self.is_alone:
+            dist.destroy_process_group()
+
+    def share(self, count: int) -> slice:
+        """This process's share of a batch of ``count`` clips: the shares differ by one at most, and may be empty."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of all processes' ``values``, on the device, for statistics: no gradient flows through it."""
+        if not self.is_alone:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, number: int) -> int:
+        """The largest of all processes' numbers: how they agree on what only some of them know.
+
+        It goes from host to host, so that no process waits for its GPU.
+        """
+        if self.is_alone:
+            return number
+        number = torch.tensor(number)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def tell(self, message: object) -> object:
+        """The first process's ``message``, which all others wait for here."""
+        if self.is_alone:
+            return message
+        box = [message]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    @contextlib.contextmanager
+    def one_before_others(self) -> Iterator[None]:
+        """On each machine one process goes first; the others find what it has left in a cache."""
+        if not self.is_alone and self.local_rank > 0:
+            self.largest(0)
+        yield
+        if not self.is_alone and self.local_rank == 0:
+            self.largest(0)
+
+
+class _Total(torch.autograd.Function):
+    """A sum over all processes through which the gradient flows: what one holds counts in the losses of all."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Total.forward(ctx, gradient)
+
+
+class WholeBatchNorm2d(torch.nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of the whole batch, whichever processes its parts are in.
+
+    (torch.nn.SyncBatchNorm does the same for tensors on GPUs only.) The squares are summed about the mean, in a second
+    exchange: about 0 they would cancel where the mean is large. The gradients of DistributedDataParallel are in step
+    with this: no part of the network before it can have all its gradients before its own backward pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); B may be 0 where other processes hold the batch."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        total = _Total.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
+        count = total[-1].detach()
+        centred = x - (total[:-1] / count).view(-1, 1, 1)
+        variance = _Total.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(total[:-1] / count, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
