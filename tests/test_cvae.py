@@ -461,3 +461,70 @@ def test_another_latent_is_refused(latent):
     model, first_frame, labels = roll_out(3)
     with pytest.raises(ValueError, match=f'not "{latent}"'):
         model.generate(first_frame, labels, latent)
+
+
+# Other ways to the same numbers
+
+def losses_and_gradients(model: CVAE, clips: tuple, mask: torch.Tensor) -> list[torch.Tensor]:
+    frames, labels, noise = clips
+    model.zero_grad()
+    predictions, mu, logvar = model(frames, labels, mask, noise)
+    loss, _, _ = clip_loss(predictions.to(frames.dtype), frames[:, 1:], mu, logvar, 0.01)
+    loss.backward()
+    return [loss.detach(), predictions.detach(), *(value.grad.clone() for value in model.parameters())]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_two_passes_give_the_gradients_of_the_sequential_loop(mask):
+    model, clips = make_model(), make_clips()
+    in_turn = losses_and_gradients(model, clips, mask)
+    model.two_passes = True
+    torch.testing.assert_close(losses_and_gradients(model, clips, mask), in_turn)
+
+
+def test_two_passes_under_autocast_reach_every_weight():
+    """Autocast keeps its bfloat16 copies of the weights: those made in the pass without gradient have none."""
+    model, clips = make_model(torch.float32), make_clips(torch.float32)
+    results = []
+    for model.two_passes in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(losses_and_gradients(model, clips, MASKS["all off"]))
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() < 0.1 * one.norm() + 1e-6
+
+
+def test_back_propagation_through_time_is_never_done_in_two_passes():
+    model, clips = make_model(bptt=True), make_clips()
+    in_turn = losses_and_gradients(model, clips, MASKS["all off"])
+    model.two_passes = True
+    torch.testing.assert_close(losses_and_gradients(model, clips, MASKS["all off"]), in_turn)
+
+
+@pytest.mark.parametrize("two_passes, masks", [(False, ["all off"]), (True, ["all off", "all on"])])
+def test_compiled_steps_compute_the_same_and_are_compiled_once(two_passes, masks):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model, clips = make_model(), make_clips()
+    model.two_passes = two_passes
+
+    def results():
+        model.train()
+        numbers = [losses_and_gradients(model, clips, MASKS[mask]) for mask in masks]
+        last_batch = tuple(value[:1] for value in clips)
+        numbers.append(losses_and_gradients(model, last_batch, MASKS["some clips"][:1]))
+        return [*numbers, model.generate(clips[0][:1, 0], clips[1][:1], "mean")]
+
+    before = state(model)
+    expected = results()
+    model.load_state_dict(before)  # BatchNorm's running statistics
+    torch._dynamo.reset()
+    model.compile_steps(B, backend)
+    torch.testing.assert_close(results(), expected)
+    count = len(compiled)
+    assert count > 0
+    results()
+    assert len(compiled) == count
