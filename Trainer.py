@@ -166,7 +166,8 @@ class Trainer:
         args = self.args
         clips = len(self.loaders[False].starts)
         if compile_pays(args.compile, self.device, clips * args.train_vi_len * (args.num_epoch - self.epoch)):
-            self.model.compile_steps(args.batch_size)
+            share = self.processes.share(args.batch_size)
+            self.model.compile_steps(share.stop - share.start)
         if not self.processes.is_alone:
             # The buffers are the same everywhere as they are: the label encoder's statistics are the whole batch's.
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)

@@ -81,7 +81,8 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
             raise
         return _fail(program, f"out of memory; {memory_advice}")
     except Interrupted as error:
-        _tell(f"{program}: {error}")
+        if is_first():  # all have stopped at the same place
+            _tell(f"{program}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
         _tell(f"{program}: interrupted")

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from modules.processes import is_first
+
 
 class Interrupted(Exception):
     """A signal has ended the run, and its state is saved. ``number``: the signal's."""
@@ -56,6 +58,13 @@ class Interrupts:
         os.close(self._write)
         os.close(self._end)
 
+    @staticmethod
+    def _acknowledge(number: int) -> None:
+        if is_first():
+            with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
+                print(f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once",
+                      file=sys.stderr, flush=True)
+
     def _watch(self) -> None:
         since = math.inf
         while (number := os.read(self._end, 1)[0]) != 0:
@@ -63,8 +72,6 @@ class Interrupts:
                 continue
             if self.number is None:
                 self.number, since = number, time.monotonic()
-                with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
-                    print(f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once",
-                          file=sys.stderr, flush=True)
+                self._acknowledge(number)
             elif time.monotonic() - since > self.ONE_REQUEST:
                 os._exit(128 + number)
