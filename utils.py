@@ -77,20 +77,21 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
             raise
         return _fail(program, f"out of memory; {memory_advice}")
     except Interrupted as error:
-        _tell(f"{program}: {error}")
+        tell(f"{program}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
-        _tell(f"{program}: interrupted")
+        tell(f"{program}: interrupted")
         return 128 + signal.SIGINT
     return 0
 
 
 def _fail(program: str, message: str) -> int:
-    _tell(f"{program}: error: {message}")
+    tell(f"{program}: error: {message}")
     return 2
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Print a line on stderr."""
     with contextlib.suppress(OSError, ValueError):  # nobody may be left to be told
         print(message, file=sys.stderr, flush=True)
 
@@ -214,14 +215,17 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
 
 # Files
 
-def check_writable(folder: Path) -> None:
-    """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused."""
+def check_writable(folder: Path, flag: str = "--save_root") -> None:
+    """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused.
+
+    ``flag`` is the flag that named the folder, for the message.
+    """
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         reason = "is no folder" if not nearest.is_dir() else "is write-protected"
-        raise BadInput(f"--save_root {folder} cannot be written ({nearest} {reason}); choose another folder")
+        raise BadInput(f"{flag} {folder} cannot be written ({nearest} {reason}); choose another folder")
 
 
 def write_json(path: Path, content: dict) -> None:
