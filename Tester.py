@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dataloader import (
+    FrameCache,
     GivenSequence,
     list_frames,
     read_images,
@@ -111,7 +112,8 @@ def write_submission(videos: list[Tensor], path: Path) -> None:
                 row += 1
 
 
-def read_truth(folder: Path, sequences: list[GivenSequence], height: int, width: int, num_workers: int) -> list[Tensor]:
+def read_truth(folder: Path, sequences: list[GivenSequence], height: int, width: int, num_workers: int,
+               cache: FrameCache | None = None) -> list[Tensor]:
     """The real frames of the sequences, uint8 (T, 3, H, W) each, from folder/K/N.png. BadInput: one is missing."""
     truths = []
     for sequence in sequences:
@@ -120,7 +122,7 @@ def read_truth(folder: Path, sequences: list[GivenSequence], height: int, width:
             if frame not in frames:
                 raise BadInput(f"{folder / sequence.name}: the real frame {frame} is missing; add {frame}.png")
         paths = [frames[frame] for frame in sequence.numbers]
-        truths.append(read_images(paths, height, width, num_workers, f"truth {sequence.name}"))
+        truths.append(read_images(paths, height, width, num_workers, f"truth {sequence.name}", cache))
     return truths
 
 
@@ -204,6 +206,11 @@ def make_parser() -> FlagParser:
                             "more than it takes")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
+    group.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True,
+                       help="keep the decoded frames on disk, so that only the first start decodes them")
+    group.add_argument("--cache_dir", type=folder_name,
+                       help="where they are kept; None: in .frame_cache in --DR and --truth or, where that cannot be "
+                            "written, in the user's cache folder")
     return parser
 
 
@@ -216,18 +223,20 @@ def main(argv: list[str] | None = None) -> None:
     state = load_checkpoint(Path(args.ckpt_path))
     if "recognised" in state:
         print(f"{args.ckpt_path}: {state['recognised']}; frames of {' x '.join(map(str, state['frame_size']))}")
-    size = tuple(state["frame_size"])
+    how = *state["frame_size"], args.num_workers
+    cache = FrameCache(root, args.cache_dir) if args.cache else None
+    truth_cache = FrameCache(Path(args.truth), args.cache_dir) if args.cache and args.truth else None
     model = load_model(state, device)
     truths = None
     if args.split == "val":
-        val = read_validation(root, args.val_vi_len, *size, args.num_workers)
+        val = read_validation(root, args.val_vi_len, *how, cache)
         sequences = [GivenSequence("val", val.frames[0], val.labels, val.numbers.tolist())]
         truths = [val.frames]
     else:
-        sequences = read_test_sequences(root, *size, args.num_workers)
+        sequences = read_test_sequences(root, *how, cache)
         check_submission(sequences, args.any_size)
         if args.truth:
-            truths = read_truth(Path(args.truth), sequences, *size, args.num_workers)
+            truths = read_truth(Path(args.truth), sequences, *how, truth_cache)
 
     videos = generate_all(model, sequences, args.latent, args.seed, device, args.precision, args.compile)
     folder.mkdir(parents=True, exist_ok=True)

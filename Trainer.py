@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader import ClipLoader, read_recording, read_validation, to_float
+from dataloader import ClipLoader, FrameCache, read_recording, read_validation, to_float
 from modules import checkpoint, figures
 from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS
 from modules.cvae import CVAE, clip_loss
@@ -61,7 +61,8 @@ from utils import (
 )
 
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
-CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers", "compile")
+CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers", "compile",
+              "cache", "cache_dir")
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
@@ -133,19 +134,21 @@ class Trainer:
 
         Raises
         ------
-        BadInput : the dataset is missing, incomplete, damaged or too short; the message names the file or folder.
+        BadInput : the dataset is missing, incomplete, damaged or too short, or --cache_dir cannot be written; the
+            message names the file or folder.
         """
         with self.processes.one_before_others():
             self._load_data()
 
     def _load_data(self) -> None:
         args, root = self.args, Path(self.args.DR)
-        size = args.frame_H, args.frame_W, args.num_workers
-        val = read_validation(root, args.val_vi_len, *size).to(self.device)
+        cache = FrameCache(root, args.cache_dir) if args.cache else None
+        how = args.frame_H, args.frame_W, args.num_workers, cache
+        val = read_validation(root, args.val_vi_len, *how).to(self.device)
         self.val_frames, self.val_labels = to_float(val.frames), to_float(val.labels)
         if args.test:
             return
-        train = read_recording(root, "train", *size).to(self.device)
+        train = read_recording(root, "train", *how).to(self.device)
         shares = {False: ("--partial", args.partial)}
         if args.fast_train:
             shares[True] = ("--fast_partial", args.fast_partial)
@@ -620,6 +623,11 @@ def make_parser() -> FlagParser:
                             "all do")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
+    group.add_argument("--cache", action=switch, default=True,
+                       help="keep the decoded frames on disk, so that only the first start decodes them")
+    group.add_argument("--cache_dir", type=folder_name,
+                       help="where they are kept; None: in .frame_cache in --DR or, where that cannot be written, in "
+                            "the user's cache folder")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""PNG folders -> uint8 frame store -> clips.
+"""PNG folders -> uint8 frame store, kept on disk -> clips.
 
 The course's layout, DR being the dataset's root:
     DR/train/train_img/N.png     DR/train/train_label/N.png    frames and their pose images
@@ -6,6 +6,8 @@ The course's layout, DR being the dataset's root:
     DR/test/test_img/K/0.png     DR/test/test_label/K/N.png    for sequence K: its first frame, all its poses
 A file's name is a number, with or without a prefix such as "frame". A jump in the numbers is a cut of the recording.
 """
+import hashlib
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from utils import BadInput, progress_bar
+from modules import frame_store
+from utils import BadInput, check_writable, progress_bar, tell
 
 # What Pillow finds odd about a damaged file: the refusal says it better, and filters cannot be changed by threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -64,10 +67,10 @@ def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such folder; point {flag} at data in the layout that the README shows")
     frames: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() != ".png":
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(".") or not name.lower().endswith(".png"):
             continue
-        match = FRAME_NAME.fullmatch(path.name)
+        path, match = folder / name, FRAME_NAME.fullmatch(name)
         if not match:
             raise BadInput(f"{path}: the name is not a number with or without a prefix; rename or remove the file")
         frame = int(match[1])
@@ -123,17 +126,97 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str) -> Tensor:
+class FrameCache:
+    """The place of a dataset's decoded frames on disk, so that only the first start decodes them.
+
+    In root/.frame_cache or, where that cannot be written, in the user's cache folder.
+
+    Parameters
+    ----------
+    root : the dataset, or whatever else the folders of images lie in.
+    given : --cache_dir, in the stead of both; it may serve many datasets.
+    """
+
+    def __init__(self, root: Path, given: str | None = None):
+        self.root, self.given = root, given
+        path = os.path.realpath(root)
+        name = f"{os.path.basename(path)}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+        of_user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pose-video-prediction")
+        # The places in the order in which they are tried, each with the folder above it that holds nothing but caches.
+        if given is not None:
+            self.places = {Path(given, name): Path(given, name)}
+        else:
+            self.places = {root / ".frame_cache": root / ".frame_cache"}
+            if of_user.is_absolute():  # a user without a home has no such place
+                self.places[of_user / name] = of_user
+        self.has_written = self.has_told = False
+
+    def read(self, paths: list[Path], height: int, width: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The images of one folder, uint8 (N, 3, height, width): as they are kept, or else by ``decode``, and kept.
+
+        Raises
+        ------
+        BadInput : what ``decode`` raises, or they are to be kept in --cache_dir and it cannot be written.
+        """
+        try:
+            source = frame_store.describe(paths, height, width)
+        except OSError:  # decoding finds the words for it
+            return decode()
+        name = paths[0].parent.relative_to(self.root) / f"{height}x{width}.frames"
+        for place in self.places:
+            images = frame_store.read(place / name, source, (len(paths), 3, height, width))
+            if images is not None:
+                return images
+        if self.given is not None:
+            check_writable(Path(self.given), "--cache_dir")
+        images = decode()
+        self._write(name, source, images)
+        return images
+
+    def _write(self, name: Path, source: bytes, images: np.ndarray) -> None:
+        """Write to the first place that takes it. Where none does, say so once: the run has its frames all the same."""
+        refusals = []
+        for place, caches in self.places.items():
+            try:
+                frame_store.write(place / name, source, images)
+            except OSError as error:
+                refusals.append(f"{place}: {error.strerror}")
+                continue
+            if not self.has_written:
+                frame_store.delete_unused(caches)
+            self.has_written = True
+            return
+        if not self.has_told:
+            tell(f"{self.root}: the decoded frames cannot be kept ({'; '.join(refusals)}), so that each start decodes "
+                 "them again; name a folder for them with --cache_dir")
+        self.has_told = True
+
+
+def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str,
+                cache: FrameCache | None = None) -> Tensor:
+    """Image files of one folder as uint8 (N, 3, height, width): from the cache, or decoded (and kept there).
+
+    Raises
+    ------
+    BadInput : a file cannot be read, or --cache_dir cannot be written; the message names it.
+    """
+    def decode() -> np.ndarray:
+        return decode_images(paths, height, width, num_workers, desc)
+
+    return torch.from_numpy(decode() if cache is None else cache.read(paths, height, width, decode))
+
+
+def decode_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str) -> np.ndarray:
     """Image files as uint8 (N, 3, height, width), decoded in parallel under a progress bar.
 
     Raises
     ------
     BadInput : a file cannot be read; the message names it.
     """
-    images = np.empty((len(paths), height, width, 3), np.uint8)
+    images = np.empty((len(paths), 3, height, width), np.uint8)
 
     def read(index: int) -> None:
-        images[index] = read_image(paths[index], height, width)
+        images[index] = read_image(paths[index], height, width).transpose(2, 0, 1)
 
     # Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     pool = ThreadPoolExecutor(max(num_workers, 1))
@@ -142,10 +225,11 @@ def read_images(paths: list[Path], height: int, width: int, num_workers: int, de
             pass
     finally:
         pool.shutdown(cancel_futures=True)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return images
 
 
-def read_recording(root: Path, split: str, height: int, width: int, num_workers: int) -> Recording:
+def read_recording(root: Path, split: str, height: int, width: int, num_workers: int,
+                   cache: FrameCache | None = None) -> Recording:
     """The recording root/SPLIT/SPLIT_img with its poses in SPLIT_label ("train" or "val"), paired by number.
 
     Raises
@@ -160,14 +244,15 @@ def read_recording(root: Path, split: str, height: int, width: int, num_workers:
                            "remove the frame")
         raise BadInput(f"{labels[frame]}: its frame is missing in {root / split / f'{split}_img'}; add it or remove "
                        "the pose")
-    return Recording(read_images(list(frames.values()), height, width, num_workers, f"{split} frames"),
-                     read_images(list(labels.values()), height, width, num_workers, f"{split} poses"),
+    return Recording(read_images(list(frames.values()), height, width, num_workers, f"{split} frames", cache),
+                     read_images(list(labels.values()), height, width, num_workers, f"{split} poses", cache),
                      torch.tensor(list(frames)))
 
 
-def read_validation(root: Path, length: int, height: int, width: int, num_workers: int) -> Recording:
+def read_validation(root: Path, length: int, height: int, width: int, num_workers: int,
+                    cache: FrameCache | None = None) -> Recording:
     """The first ``length`` frames of root/val. BadInput: too few of them, or a jump in their numbering."""
-    recording = read_recording(root, "val", height, width, num_workers)
+    recording = read_recording(root, "val", height, width, num_workers, cache)
     if len(recording.numbers) < length:
         raise BadInput(f"{root / 'val'} has {len(recording.numbers)} frames, fewer than --val_vi_len {length}; give "
                        f"more frames or --val_vi_len {len(recording.numbers)}")
@@ -181,7 +266,8 @@ def read_validation(root: Path, length: int, height: int, width: int, num_worker
     return recording
 
 
-def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -> list[GivenSequence]:
+def read_test_sequences(root: Path, height: int, width: int, num_workers: int,
+                        cache: FrameCache | None = None) -> list[GivenSequence]:
     """The test sequences in the numeric order of their folders.
 
     The lowest number in test_img/K is the given first frame; the poses of all frames after it must follow without
@@ -214,7 +300,7 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int) -
                 raise BadInput(f"{poses / name}: the pose of frame {frame} is missing; add {frame}.png")
         numbers = sorted(labels)
         frame = read_images([path], height, width, 1, f"test {name}")[0]
-        stack = read_images([labels[n] for n in numbers], height, width, num_workers, f"test {name} poses")
+        stack = read_images([labels[n] for n in numbers], height, width, num_workers, f"test {name} poses", cache)
         sequences.append(GivenSequence(name, frame, stack, numbers))
     return sequences
 

@@ -82,20 +82,21 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
         return _fail(program, f"out of memory; {memory_advice}")
     except Interrupted as error:
         if is_first():  # all have stopped at the same place
-            _tell(f"{program}: {error}")
+            tell(f"{program}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
-        _tell(f"{program}: interrupted")
+        tell(f"{program}: interrupted")
         return 128 + signal.SIGINT
     return 0
 
 
 def _fail(program: str, message: str) -> int:
-    _tell(f"{program}: error: {message}")
+    tell(f"{program}: error: {message}")
     return 2
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Print a line on stderr."""
     if not is_first():
         # Mostly the first process has failed alike and says so; then torchrun ends this one while it waits.
         time.sleep(2)
@@ -259,14 +260,17 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
 
 # Files
 
-def check_writable(folder: Path) -> None:
-    """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused."""
+def check_writable(folder: Path, flag: str = "--save_root") -> None:
+    """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused.
+
+    ``flag`` is the flag that named the folder, for the message.
+    """
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         reason = "is no folder" if not nearest.is_dir() else "is write-protected"
-        raise BadInput(f"--save_root {folder} cannot be written ({nearest} {reason}); choose another folder")
+        raise BadInput(f"{flag} {folder} cannot be written ({nearest} {reason}); choose another folder")
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -2,8 +2,9 @@
 
     python scripts/fuzz_readers.py --cases 2000 --seed 0
 
-Three readers: the dataset's, the checkpoint's (where one is accepted, training goes on from it to the end of its
-epoch) and the submission's. Each case begins with a good file and damages it: bytes are flipped, cut, doubled; below
+Four readers: the dataset's, that of the frames it keeps decoded (where damage is neither refused nor seen in the
+pixels), the checkpoint's (where one is accepted, training goes on from it to the end of its epoch) and the
+submission's. Each case begins with a good file and damages it: bytes are flipped, cut, doubled; below
 the check sums of PNG and ZIP, too, so that the damage reaches the decoder; values of a checkpoint are exchanged for
 absurd ones. A case fails where anything but BadInput is raised, where the sentence does not name the file, has line
 breaks or is longer than a screen, or where it takes more than ten seconds. The same seed gives the same cases.
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import Trainer  # noqa: E402
-from dataloader import ClipLoader, Recording, read_recording  # noqa: E402
+from dataloader import ClipLoader, FrameCache, Recording, read_recording  # noqa: E402
 from modules import checkpoint  # noqa: E402
 from modules.course import PARTS  # noqa: E402
 from modules.cvae import CVAE  # noqa: E402
@@ -161,6 +162,32 @@ def fuzz_dataset(work: Path, dice: random.Random) -> None:
         if path.is_dir():
             path.rmdir()
         path.write_bytes(whole)
+
+
+# The decoded frames
+
+def fuzz_cache(work: Path, dice: random.Random) -> None:
+    root = work / "cached"
+    if not root.exists():
+        make_dataset(root)
+    plain, kept = (read_recording(root, "train", H, W, 1, cache) for cache in (None, FrameCache(root)))
+    assert torch.equal(plain.frames, kept.frames) and torch.equal(plain.labels, kept.labels)
+    files = sorted((root / ".frame_cache").rglob("*.frames"))
+    path = dice.choice(files)
+    match dice.randrange(5):
+        case 0:
+            shutil.copy(files[0], files[1])
+        case 1:
+            path.unlink()
+        case 2:
+            path.unlink()
+            path.symlink_to(dice.choice(["gone", "/dev/zero", path.name, "."]))
+        case _:
+            path.write_bytes(damage_bytes(path.read_bytes(), dice))
+    for _ in range(2):
+        kept = read_recording(root, "train", H, W, 1, FrameCache(root))
+        assert torch.equal(plain.frames, kept.frames) and torch.equal(plain.labels, kept.labels)
+    assert all(file.is_file() and not file.is_symlink() for file in files)
 
 
 # The checkpoint
@@ -294,7 +321,7 @@ def fuzz_submission(work: Path, dice: random.Random) -> None:
 
 
 READERS: dict[str, Callable[[Path, random.Random], None]] = {
-    "dataset": fuzz_dataset, "checkpoint": fuzz_checkpoint, "submission": fuzz_submission}
+    "dataset": fuzz_dataset, "cache": fuzz_cache, "checkpoint": fuzz_checkpoint, "submission": fuzz_submission}
 
 
 def run_case(reader: str, work: Path, seed: int) -> str:

@@ -4,7 +4,7 @@ The pixels come from a fixed numpy seed and are stored in the very size that the
 resizing has a part in them.
 """
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ H, W = 8, 16
 TRAIN_FRAMES, VAL_FRAMES = 12, 6
 NETWORK = ["--F_dim", "8", "--L_dim", "4", "--N_dim", "4", "--D_out_dim", "8"]
 TINY = [*NETWORK, "--frame_H", str(H), "--frame_W", str(W), "--train_vi_len", "4", "--val_vi_len", str(VAL_FRAMES),
-        "--num_workers", "1", "--device", "cpu", "--precision", "fp32"]
+        "--num_workers", "1", "--device", "cpu", "--precision", "fp32", "--no-cache"]
 PROGRAMS = {"Trainer.py": Trainer.main, "Tester.py": Tester.main}
 
 
@@ -76,9 +76,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """The tiny dataset. Shared by all tests: never write to it."""
-    return make_dataset(tmp_path_factory.mktemp("data") / "data")
+def data(tmp_path_factory) -> Iterator[Path]:
+    """The tiny dataset. Shared by all tests: never write to it, and let no program keep its cache there."""
+    root = make_dataset(tmp_path_factory.mktemp("data") / "data")
+    before = contents(root)
+    yield root
+    assert contents(root) == before
 
 
 @pytest.fixture

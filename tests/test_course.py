@@ -172,7 +172,7 @@ def test_a_damaged_one_is_refused(change, words, data, tmp_path, refused):
 
 def test_tester_takes_it_and_says_what_it_is(course_file, data, tmp_path, capsys):
     Tester.main(["--DR", str(data), "--ckpt_path", str(course_file), "--save_root", str(tmp_path / "r"), "--any_size",
-                 "--no-make_gif", "--device", "cpu", "--truth", str(data / "truth")])
+                 "--no-make_gif", "--device", "cpu", "--no-cache", "--truth", str(data / "truth")])
     out = capsys.readouterr().out
     assert "a checkpoint of the course's template (F_dim 8" in out and "frames of 32 x 64" in out
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["epochs"] == 42

@@ -2,6 +2,9 @@
 
     python -m pytest tests/test_dataloader.py
 """
+import multiprocessing
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, H, W, make_video, write_pngs, write_sequence, write_split
+from conftest import TINY, TRAIN_FRAMES, H, W, contents, make_video, write_pngs, write_sequence, write_split
 from PIL import Image
 from torchvision.transforms import Resize
 
 import dataloader
+import score_submission
+import Tester
 import Trainer
 from modules.metrics import course_score, psnr, repeat_first
 from utils import BadInput
@@ -246,6 +251,232 @@ def test_each_png_is_decoded_once_in_a_training(data, tmp_path, monkeypatch, no_
     Trainer.main([*TINY, "--DR", str(data), "--save_root", str(tmp_path / "run"), "--num_epoch", "3"])
     assert sorted(decoded) == sorted(path for split in ("train", "val") for path in (data / split).rglob("*.png"))
     assert before_training == [len(decoded)] * 3
+
+
+# The cache
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Path]:
+    """The files that were decoded, as they come."""
+    files, read = [], dataloader.read_image
+    monkeypatch.setattr(dataloader, "read_image", lambda path, *size: files.append(path) or read(path, *size))
+    return files
+
+
+def cached(root: Path, folder: Path | None = None, size=(H, W)) -> dataloader.Recording:
+    return dataloader.read_recording(root, "train", *size, 1, dataloader.FrameCache(root, folder))
+
+
+def assert_same(one: dataloader.Recording, other: dataloader.Recording) -> None:
+    for part in ("frames", "labels", "numbers"):
+        assert torch.equal(getattr(one, part), getattr(other, part)), part
+
+
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_the_second_start_decodes_nothing_and_has_the_same_pixels(folder, own_data, tmp_path, decoded):
+    folder = folder and tmp_path / folder
+    plain = dataloader.read_recording(own_data, "train", 5, 9, 1)
+    before = contents(own_data)
+    first = cached(own_data, folder, (5, 9))
+    assert len(decoded) == 4 * TRAIN_FRAMES and (contents(own_data) == before) == (folder is not None)
+    second = cached(own_data, folder, (5, 9))
+    assert len(decoded) == 4 * TRAIN_FRAMES
+    for recording in (first, second):
+        assert_same(recording, plain)
+    assert second.frames.is_contiguous() and second.frames.dtype == torch.uint8
+
+
+def test_the_programs_decode_only_the_given_first_frames_again(own_data, tmp_path, decoded, no_figures):
+    def start(name: str) -> tuple[list[Path], bytes, bytes]:
+        decoded.clear()
+        run, result = tmp_path / name / "run", tmp_path / name / "result"
+        flags = ["--DR", str(own_data), "--device", "cpu", "--cache"]
+        Trainer.main([*TINY, *flags, "--save_root", str(run), "--num_epoch", "1"])
+        Tester.main([*flags, "--ckpt_path", str(run / "last.ckpt"), "--save_root", str(result), "--any_size",
+                     "--truth", str(own_data / "truth")])
+        return sorted(decoded), (run / "metrics.csv").read_bytes(), (result / "seq0.csv").read_bytes()
+
+    before = contents(own_data)
+    files, *results = start("first")
+    assert files == sorted(own_data.rglob("*.png"))
+    assert start("second") == (sorted((own_data / "test" / "test_img").rglob("*.png")), *results)
+    added = contents(own_data).keys() - before.keys()
+    assert all(".frame_cache/" in name for name in added) and len(added) == 4 + 2 * 4
+    assert before.items() <= contents(own_data).items()
+
+
+def change_content(folder: Path) -> None:
+    Image.fromarray(one_colour(77)).save(folder / "3.png")
+
+
+def change_content_of_the_same_length(folder: Path) -> None:
+    length = (folder / "3.png").stat().st_size
+    shutil.copy(folder / "4.png", folder / "3.png")
+    with open(folder / "3.png", "ab") as file:
+        file.write(bytes(max(length - file.tell(), 0)))
+    os.truncate(folder / "3.png", length)  # what lies behind the end mark has no meaning
+
+
+def exchange_two(folder: Path) -> None:
+    (folder / "3.png").rename(folder / "x")
+    (folder / "4.png").rename(folder / "3.png")
+    (folder / "x").rename(folder / "4.png")
+
+
+CHANGES = [change_content, change_content_of_the_same_length, exchange_two,
+           lambda folder: [shutil.copy(folder / "3.png", folder / "99.png")],
+           lambda folder: (folder / "11.png").unlink(),
+           lambda folder: (folder / "11.png").rename(folder / "12.png")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["content", "same length", "exchanged", "added", "removed", "renamed"])
+def test_a_cache_of_other_files_is_never_used(change, own_data, decoded):
+    cached(own_data)
+    for folder in ("train_img", "train_label"):
+        change(own_data / "train" / folder)
+    plain = dataloader.read_recording(own_data, "train", H, W, 1)
+    assert_same(cached(own_data), plain)
+    before = len(decoded)
+    assert_same(cached(own_data), plain)
+    assert len(decoded) == before
+
+
+def test_each_frame_size_has_its_own_cache(own_data, decoded):
+    for size in ((H, W), (W, H), (H, W), (W, H)):
+        assert cached(own_data, size=size).frames.shape[-2:] == size
+    assert len(decoded) == 2 * 2 * TRAIN_FRAMES
+
+
+def stores(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.frames"))
+
+
+DAMAGES = {"cut": lambda path: os.truncate(path, 900), "empty": lambda path: os.truncate(path, 0),
+           "garbage": lambda path: path.write_bytes(bytes(range(256)) * 50),
+           "a bit of the pixels": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x55"),
+           "another folder's": lambda path: shutil.copy(stores(path.parents[1])[0], stores(path.parents[1])[1])}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_anew(damage, own_data, decoded, capfd):
+    plain = cached(own_data)
+    plain = dataloader.Recording(plain.frames.clone(), plain.labels.clone(), plain.numbers)
+    whole = [path.read_bytes() for path in stores(own_data)]
+    assert len(whole) == 2
+    for path in stores(own_data):
+        DAMAGES[damage](path)
+    assert_same(cached(own_data), plain)
+    assert [path.read_bytes() for path in stores(own_data)] == whole and "kept" not in capfd.readouterr().err
+    before = len(decoded)
+    assert_same(cached(own_data), plain)
+    assert len(decoded) == before
+
+
+def test_refused_images_leave_no_cache(own_data):
+    (own_data / "train" / "train_img" / "3.png").write_bytes(b"this is text")
+    for _ in range(2):
+        with pytest.raises(BadInput, match="3.png: this is not a PNG image"):
+            cached(own_data)
+    (own_data / "train" / "train_img" / "3.png").unlink()
+    (own_data / "train" / "train_img" / "3.png").symlink_to("gone")
+    with pytest.raises(BadInput, match="3.png: it cannot be read"):
+        cached(own_data)
+    assert not stores(own_data)
+
+
+def test_data_that_cannot_be_written_have_their_cache_in_the_users(own_data, tmp_path, decoded, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    (own_data / ".frame_cache").write_bytes(b"")  # write protection does not hold for root; a file in the way does
+    plain = cached(own_data)
+    assert_same(cached(own_data), plain)
+    assert len(decoded) == 2 * TRAIN_FRAMES and len(stores(tmp_path / "user" / "pose-video-prediction")) == 2
+    other = shutil.copytree(own_data, tmp_path / "elsewhere" / own_data.name, copy_function=shutil.copy)
+    change_content(other / "train" / "train_img")
+    assert not torch.equal(cached(other).frames, plain.frames)
+    assert len(stores(tmp_path / "user")) == 4 and "kept" not in capfd.readouterr().err
+
+
+def test_where_nothing_can_be_written_one_line_says_so(own_data, tmp_path, decoded, monkeypatch, capfd):
+    for path in (own_data / ".frame_cache", tmp_path / "user"):
+        path.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    plain = dataloader.read_recording(own_data, "train", H, W, 1)
+    for _ in range(2):
+        capfd.readouterr()
+        assert_same(cached(own_data), plain)
+        line, = (line for line in capfd.readouterr().err.split("\n") if "kept" in line)
+        assert all(words in line for words in (str(own_data), str(tmp_path / "user"), "--cache_dir"))
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(own_data, tmp_path, decoded, capfd):
+    """A real limit of the system: no file may grow beyond some hundred bytes."""
+    resource = pytest.importorskip("resource")
+    plain = dataloader.read_recording(own_data, "train", H, W, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        recording = cached(own_data, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_same(recording, plain)
+    assert contents(tmp_path / "cache") == {}
+    assert capfd.readouterr().err.count("cannot be kept") == 1
+
+
+def test_a_cache_dir_that_cannot_be_written_is_refused(own_data, tmp_path, refused, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = refused("Trainer.py", *TINY, "--DR", own_data, "--save_root", tmp_path / "run", "--cache",
+                          "--cache_dir", folder, untouched=tmp_path)
+        assert f"--cache_dir {folder} cannot be written ({tmp_path / 'file'} is no folder)" in message
+
+
+def test_a_cache_that_only_others_may_write_is_read(own_data, tmp_path, decoded, monkeypatch):
+    plain = cached(own_data, tmp_path / "cache")
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    monkeypatch.setattr(os, "utime", lambda *args: (_ for _ in ()).throw(PermissionError(1, "not yours")))
+    assert_same(cached(own_data, tmp_path / "cache"), plain)
+    assert len(decoded) == 2 * TRAIN_FRAMES
+
+
+def test_the_cache_moves_with_the_data(own_data, tmp_path, decoded):
+    plain = cached(own_data)
+    assert_same(cached(own_data.rename(tmp_path / "moved")), plain)
+    assert len(decoded) == 2 * TRAIN_FRAMES
+
+
+def start_again_and_again(root: Path, plain: dataloader.Recording) -> None:
+    for index in range(20):
+        assert_same(cached(root), plain)
+        if index % 2:
+            for path in stores(root):
+                path.unlink(missing_ok=True)
+
+
+def test_several_processes_may_start_at_once(own_data):
+    plain = dataloader.read_recording(own_data, "train", H, W, 1)
+    processes = [multiprocessing.get_context("fork").Process(target=start_again_and_again, args=(own_data, plain))
+                 for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert_same(cached(own_data), plain)
+    assert set(path.suffix for path in (own_data / ".frame_cache").rglob("*") if path.is_file()) == {".frames"}
+
+
+def test_the_readers_pass_over_the_cache(own_data):
+    before = dataloader.read_test_sequences(own_data, H, W, 1)
+    cached(own_data)
+    for folder in ("train/train_img", "test/test_img", "test/test_label", "test/test_img/0", "truth"):
+        shutil.copytree(own_data / ".frame_cache", own_data / folder / ".frame_cache")
+    after = dataloader.read_test_sequences(own_data, H, W, 1)
+    assert [sequence.name for sequence in before] == [sequence.name for sequence in after]
+    assert list(dataloader.list_frames(own_data / "train" / "train_img")) == list(range(TRAIN_FRAMES))
+    for name in ("1", "2"):  # of other lengths
+        shutil.rmtree(own_data / "truth" / name)
+    assert len(score_submission.read_truth(own_data / "truth", 5, H, W)) == 2
 
 
 # Clips

@@ -17,6 +17,10 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(reader, cases):
     assert len(outcomes["refused"]) > cases / 3 and len(outcomes["read"]) > cases / 25
 
 
+def test_damaged_files_of_decoded_frames_are_made_anew():
+    assert set(fuzz_readers.fuzz("cache", 60, first=10**6)) == {"read"}
+
+
 @pytest.mark.parametrize("error, words", [
     (ValueError("x"), "ValueError: x"), (BadInput("no file is named"), "a bad sentence"),
     (BadInput("--flag\n--flag"), "a bad sentence"), (BadInput("--flag" * 500), "a bad sentence"),

@@ -711,8 +711,8 @@ def test_moments_from_another_memory_layout_give_the_same_step(whole_run, data, 
     assert isinstance(trainers[0].model, CVAE)
 
 
-def test_own_data_is_never_written_to(data, tmp_path, no_figures):
+def test_own_data_is_not_written_to_without_a_cache(tmp_path, no_figures):
     own = make_dataset(tmp_path / "data")
     before = contents(own)
-    train(own, tmp_path / "run", *RUN, "--num_epoch", 1)
+    train(own, tmp_path / "run", *RUN, "--num_epoch", 1, "--no-cache")
     assert contents(own) == before

@@ -18,7 +18,7 @@ from modules.cvae import CVAE
 from modules.metrics import course_score
 
 LENGTHS = {"0": 5, "1": 7, "2": 4, "10": 5}  # of the sequences of the tiny dataset
-FLAGS = ["--any_size", "--no-make_gif", "--device", "cpu", "--num_workers", "1"]
+FLAGS = ["--any_size", "--no-make_gif", "--device", "cpu", "--num_workers", "1", "--no-cache"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_drawn_z_depends_on_the_seed_alone(data, checkpoint, scored, tmp_path):
 
 def test_other_sizes_than_the_courses_are_refused(data, checkpoint, tmp_path, refused):
     message = refused("Tester.py", "--DR", data, "--ckpt_path", checkpoint, "--save_root", tmp_path / "r",
-                      "--device", "cpu")
+                      "--device", "cpu", "--no-cache")
     assert "sequence 0 has 5 frames of 8x16" in message and "630 of 32x64" in message and "--any_size" in message
     assert not (tmp_path / "r").exists()
 

@@ -130,7 +130,7 @@ def test_test_prints_what_the_epoch_had_and_writes_no_checkpoint(whole_run, data
     row = read_csv(whole_run / "metrics.csv")[0]
     before = contents(whole_run)
     capsys.readouterr()
-    train_flags = ["--DR", str(data), "--save_root", str(tmp_path / "test"), "--device", "cpu"]
+    train_flags = ["--DR", str(data), "--save_root", str(tmp_path / "test"), "--device", "cpu", "--no-cache"]
     Trainer.main([*train_flags, "--ckpt_path", str(whole_run / "epoch=0.ckpt"), "--test"])
     printed = capsys.readouterr().out
     assert f"PSNR {float(row['val_psnr']):.3f} dB" in printed and f"loss {float(row['val_loss']):.6f}" in printed
@@ -145,7 +145,7 @@ def test_a_continued_run_equals_the_uninterrupted_one(whole_run, data, tmp_path,
     train(data, run, *WHOLE, "--num_epoch", 2)
     assert len(read_csv(run / "metrics.csv")) == 2
     Trainer.main(["--DR", str(data), "--save_root", str(run), "--ckpt_path", str(run / "last.ckpt"),
-                  "--num_epoch", "4"])
+                  "--num_epoch", "4", "--no-cache"])
     assert (run / "metrics.csv").read_bytes() == (whole_run / "metrics.csv").read_bytes()
     assert same_weights(run / "last.ckpt", whole_run / "last.ckpt")
     optimizers = [torch.load(folder / "last.ckpt", weights_only=True)["optimizer"] for folder in (run, whole_run)]
@@ -271,7 +271,8 @@ def test_defaults_are_those_of_the_course():
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
 NOT_IN_A_RECIPE = {"help", "DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu",
-                   "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic", "compile"}
+                   "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic", "cache",
+                   "cache_dir", "compile"}
 
 
 def test_there_are_recipes():
