@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,13 +103,14 @@ def write_submission(videos: list[Tensor], path: Path) -> None:
     ----------
     videos : uint8 (T, 3, H, W) each, the given first frame included.
     """
-    texts = [str(value) for value in range(256)]  # looked up, not formatted: 19 million values
-    with replacing(path) as temporary, open(temporary, "w", encoding="ascii", newline="") as file:
-        file.write("id," + ",".join(map(str, range(videos[0][0].numel()))) + "\n")
+    # Four bytes for each value, what it does not need being zeros, which are then struck out: a whole frame at once.
+    texts = np.array([f",{value}" for value in range(256)], "S4").view(np.uint32)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(("id," + ",".join(map(str, range(videos[0][0].numel()))) + "\n").encode("ascii"))
         row = 0
         for video in videos:
-            for frame in video.flatten(1):
-                file.write(f"{row}," + ",".join([texts[value] for value in frame.tolist()]) + "\n")
+            for frame in video.flatten(1).numpy():
+                file.write(b"%d%s\n" % (row, texts[frame].tobytes().replace(b"\0", b"")))
                 row += 1
 
 
