@@ -28,7 +28,7 @@ from torch import Tensor
 import reference
 import Tester
 import Trainer
-from dataloader import ClipLoader, GivenSequence, Recording, read_image, read_recording, to_float
+from dataloader import ClipLoader, FrameCache, GivenSequence, Recording, read_image, read_recording, to_float
 from modules.checkpoint import NETWORK_FLAGS
 from modules.cvae import CVAE
 from utils import COMPILE_PAYS_FROM, compile_pays, progress_bar
@@ -181,8 +181,8 @@ def startup_cached(args: argparse.Namespace, device: torch.device, folder: Path)
     root = make_pngs(args, folder)
 
     def read(root: Path, cached: bool) -> Recording:
-        # At the merge: with the cache where ``cached`` says so. Both sides decode until then.
-        return read_recording(root, "train", args.frame_H, args.frame_W, args.num_workers)
+        cache = FrameCache(root, str(folder / "cache")) if cached else None
+        return read_recording(root, "train", args.frame_H, args.frame_W, args.num_workers, cache)
 
     # The product's warm-up fills the cache. The PNG files have just been written: reading one is warm-up enough.
     one = root / "train" / "train_img" / "0.png"

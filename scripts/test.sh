@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh requirements-dev.txt
 .venv/bin/ruff check .
-.venv/bin/python -m pytest "$@"
+# One thread a process: threads of several tests that share two cores wait for each other most of the time.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadscope "$@"
