@@ -98,7 +98,7 @@ class Trainer:
     """
 
     def __init__(self, args: argparse.Namespace, device: torch.device, processes: Processes | None = None):
-        self.args, self.device, self.processes = args, device, processes or Processes()
+        self.args, self.device, self.processes = args, device, processes or Processes({})
         # What is kept is what "auto" has come to: a continued run goes on in the same arithmetic.
         args.precision = pick_precision(args.precision, device)
         torch.backends.cudnn.benchmark = not args.deterministic  # the sizes hardly ever change

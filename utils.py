@@ -75,8 +75,9 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
         return _fail(program, f"{file} cannot be read or written ({reason}); check that it is there and that it is "
                               "yours")
     except (MemoryError, RuntimeError) as error:
-        if not is_first() and re.search("gloo|NCCL|peer", str(error)):
-            return _fail(program, "another process of this run has ended or cannot be reached, so this one ends too")
+        if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|NCCL|by peer", str(error)):
+            return _fail(program, "another process of this run has ended or cannot be reached, so this one ends, too; "
+                                  "go on with --resume")
         if not is_out_of_memory(error):
             raise
         return _fail(program, f"out of memory; {memory_advice}")

@@ -80,7 +80,7 @@ class CVAE(nn.Module):
         if teacher_forcing.dim() == 1:
             teacher_forcing = teacher_forcing.unsqueeze(1).expand(-1, steps)
         forced = teacher_forcing.t()  # (T-1, B)
-        if forced[1:].all():  # nothing is fed back, and frame 1 is real anyhow
+        if all(forced[1:].flatten().tolist()):  # nothing is fed back, and frame 1 is real anyhow
             predictions = decode(features[:-1].flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1))
         elif (frames.is_cuda if self.two_passes is None else self.two_passes) and not self.bptt:
             # Where predictions are fed back without a gradient, each is an input like any other once it is known. So
@@ -119,14 +119,15 @@ class CVAE(nn.Module):
                  ) -> list[Tensor]:
         """Predict one frame after the other; all arguments time first. Returns (B, 3, H, W) for each."""
         mask = forced.to(features.device, non_blocking=True)[..., None, None, None]
+        every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
         # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
         predict = compiled.get("predict" if torch.is_grad_enabled() else "roll_out", self.predict)
         predictions = []
         for t in range(len(poses)):
-            if t > 0 and not forced[t].all():
+            if t > 0 and not every[t]:
                 fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
-                if not forced[t].any():
+                if not some[t]:
                     predictions.append(predict(fed_back, poses[t], z[t]))
                     continue
                 previous = torch.where(mask[t], features[t], self.frame_encoder(fed_back))

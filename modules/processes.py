@@ -2,7 +2,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class Processes:
     Used as a context: within it the processes are connected, by NCCL for tensors on GPUs and by gloo for those on
     CPUs. The first process (rank 0) writes files; all hold the same weights, generators and sums.
 
+    Parameters
+    ----------
+    environment : the variables by which torchrun tells who this process is; {} for one that works alone.
+
     Attributes
     ----------
     rank, count : of this process, of all. local_rank : on its machine, from 0.
@@ -31,10 +35,10 @@ class Processes:
     ValueError : the environment speaks of several processes, but not of where they meet.
     """
 
-    def __init__(self):
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank, self.local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-        if self.count > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    def __init__(self, environment: Mapping[str, str] = os.environ):
+        self.count = int(environment.get("WORLD_SIZE", "1"))
+        self.rank, self.local_rank = (int(environment.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+        if self.count > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
             raise ValueError(f"the environment has WORLD_SIZE {self.count}, but no RANK, MASTER_ADDR and MASTER_PORT; "
                              "start several processes with torchrun, or unset WORLD_SIZE")
 

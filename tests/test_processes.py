@@ -23,14 +23,11 @@ SHARED = [*TINY, "--batch_size", "4", "--clip_stride", "1", "--tfr", "0.5", "--t
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("clips", [1, 2, 7, 16])
-def test_shares_make_up_the_batch_and_differ_by_one_at_most(clips, processes, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "1")
+def test_shares_make_up_the_batch_and_differ_by_one_at_most(clips, processes):
     shares = []
     for rank in range(processes):
-        monkeypatch.setenv("RANK", str(rank))
-        shares.append(list(range(clips))[Processes().share(clips)])
+        environment = {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+        shares.append(list(range(clips))[Processes(environment).share(clips)])
     assert sum(shares, []) == list(range(clips))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -76,9 +73,7 @@ def check_statistics(processes: Processes) -> None:
 def check_gradients(processes: Processes) -> None:
     """Of Trainer's step, for whole, odd and scarce batches; forced or not."""
     args = Trainer.make_parser().parse_args([*SHARED, "--DR", "-", "--save_root", "-", "--clip_grad", "0"])
-    one = Processes()
-    one.count, one.rank = 1, 0
-    shared, alone = (Trainer.Trainer(args, torch.device("cpu"), several) for several in (processes, one))
+    shared, alone = (Trainer.Trainer(args, torch.device("cpu"), several) for several in (processes, None))
     alone.model.label_encoder[2].__class__ = nn.BatchNorm2d  # there is a process group, but not for this one
     shared.forward = nn.parallel.DistributedDataParallel(shared.model, broadcast_buffers=False)
     torch.manual_seed(2)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import TINY, TRAIN_FRAMES, contents, read_csv
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import Trainer
 import utils
@@ -74,6 +75,26 @@ def test_the_loss_is_mse_plus_beta_kl(whole_run):
         assert row["train_loss"] == pytest.approx(row["train_mse"] + row["beta"] * row["train_kl"], rel=1e-5)
         assert row["beta"] == pytest.approx(row["epoch"] / 10)
         assert row["tfr"] == pytest.approx([1, 0.7, 0.4, 0.1][int(row["epoch"])])
+
+
+@pytest.mark.parametrize("forced", [[False, False], [True, False], [True, True]])
+def test_a_step_reads_nothing_back_from_the_device(forced):
+    """On a GPU each such read would make the host wait. On a CPU it is the same operation."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(function.name())
+            return function(*args, **kwargs or {})
+
+    called = set()
+    trainer = Trainer.Trainer(Trainer.make_parser().parse_args([*TINY, "--DR", "-", "--save_root", "-"]),
+                              torch.device("cpu"))
+    trainer.model.two_passes = True
+    frames, labels = torch.rand(2, 2, 4, 3, trainer.args.frame_H, trainer.args.frame_W)
+    with Recorder():
+        trainer.train_step(frames, labels, torch.tensor(forced), 0.1, 0.01)
+    assert "aten::convolution_backward" in called
+    assert not called & {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
 
 # The run folder
