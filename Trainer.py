@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -99,6 +100,9 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, device: torch.device, processes: Processes | None = None):
         self.args, self.device, self.processes = args, device, processes or Processes({})
+        if self.processes.count > args.batch_size:
+            raise BadInput(f"--batch_size {args.batch_size}: fewer clips than the {self.processes.count} processes; "
+                           "give at least one to each")
         # What is kept is what "auto" has come to: a continued run goes on in the same arithmetic.
         args.precision = pick_precision(args.precision, device)
         torch.backends.cudnn.benchmark = not args.deterministic  # the sizes hardly ever change
@@ -139,6 +143,10 @@ class Trainer:
         """
         with self.processes.one_before_others():
             self._load_data()
+        # Others would go through other batches, and all would wait for each other at different places.
+        if not self.processes.is_alone and self.processes.tell(self.fingerprint) != self.fingerprint:
+            raise BadInput(f"--DR {self.args.DR}: the frames here are not those that the first process has; give all "
+                           "machines the same dataset")
 
     def _load_data(self) -> None:
         args, root = self.args, Path(self.args.DR)
@@ -148,7 +156,10 @@ class Trainer:
         self.val_frames, self.val_labels = to_float(val.frames), to_float(val.labels)
         if args.test:
             return
-        train = read_recording(root, "train", *how).to(self.device)
+        train = read_recording(root, "train", *how)
+        if not self.processes.is_alone:
+            self.fingerprint = [zlib.crc32(part.numpy()) for part in (train.numbers, train.frames, train.labels)]
+        train = train.to(self.device)
         shares = {False: ("--partial", args.partial)}
         if args.fast_train:
             shares[True] = ("--fast_partial", args.fast_partial)
@@ -168,16 +179,21 @@ class Trainer:
         """
         args = self.args
         clips = len(self.loaders[False].starts)
-        if compile_pays(args.compile, self.device, clips * args.train_vi_len * (args.num_epoch - self.epoch)):
+        # By the length of the whole run, so that a continued one goes on with the same arithmetic.
+        if compile_pays(args.compile, self.device, 0 if args.deterministic else
+                        clips * args.train_vi_len * args.num_epoch):
+            torch._dynamo.config.optimize_ddp = False  # it would cut the pieces up, to send early what is small anyway
             share = self.processes.share(args.batch_size)
             self.model.compile_steps(share.stop - share.start)
         if not self.processes.is_alone:
-            # The buffers are the same everywhere as they are: the label encoder's statistics are the whole batch's.
+            # Buffers need no exchange: training reads none of them, and the first process's are saved.
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         with Interrupts() as self.interrupts:
             log = None
             if self.processes.rank == 0:
-                place = self.device.type if self.processes.is_alone else f"{self.processes.count} processes"
+                place = self.device.type
+                if not self.processes.is_alone:
+                    place = f"{self.processes.count} processes on {place}"
                 parameters = sum(value.numel() for value in self.model.parameters())
                 print(f"{clips} clips of {args.train_vi_len} frames, {parameters:,} parameters, {place}, "
                       f"{args.precision}, run folder {self.folder}", flush=True)
@@ -211,10 +227,11 @@ class Trainer:
                 now.seconds = time.perf_counter() - began
                 if step % LOOK_EVERY == 0:
                     self.check_steps()
-                if time.monotonic() - shown > 0.5:
+                if time.monotonic() - shown > 0.5 and self.processes.rank == 0:
                     shown = time.monotonic()
-                    loss, _, _, quality, clips, skipped = now.sums.tolist()
-                    bar.set_postfix_str(f"loss {loss / max(clips, 1):.4g}, PSNR {quality / max(clips, 1):.2f} dB, "
+                    loss, _, _, quality, counted, skipped = now.sums.tolist()
+                    counted = max(counted, 1)
+                    bar.set_postfix_str(f"loss {loss / counted:.4g}, PSNR {quality / counted:.2f} dB, "
                                         f"beta {beta:.3g}, teacher forcing {ratio:.2f} "
                                         f"{'on' if forced.any() else 'off'}, lr {now.lr:.2g}"
                                         + (f", {skipped:.0f} skipped" if skipped else ""), refresh=False)
@@ -228,7 +245,8 @@ class Trainer:
         """The state of the epoch that was interrupted, or of a new one."""
         now = self.under_way
         if now is not None and len(now.order) != clips:
-            print(f"epoch {self.epoch} starts again: it had {len(now.order)} clips and now has {clips}")
+            if self.processes.rank == 0:
+                print(f"epoch {self.epoch} starts again: it had {len(now.order)} clips and now has {clips}")
             now = None
         if now is None:
             order = torch.randperm(clips, generator=self.generators["order"])
@@ -280,7 +298,8 @@ class Trainer:
         try:
             print(describe_epoch(row, args.num_epoch), flush=True)
         except OSError:  # a terminal that was closed, or a pipe whose reader has gone: Ctrl-C ends both at once
-            self.end_if_asked()
+            if self.processes.is_alone:  # else the others are elsewhere
+                self.end_if_asked()
             raise
         if is_save:
             self.draw(self.folder / "figures", log)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from modules import checkpoint
 from modules.files import replacing
 from modules.interrupts import Interrupted
-from modules.processes import is_first
+from modules.processes import Processes, is_first
 
 METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "skipped", "val_loss",
            "val_psnr")
@@ -76,8 +76,9 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
                               "yours")
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|NCCL|by peer", str(error)):
-            return _fail(program, "another process of this run has ended or cannot be reached, so this one ends, too; "
-                                  "go on with --resume")
+            reason = " ".join(str(error).split())[:200]
+            return _fail(program, f"another process of this run has ended or cannot be reached ({reason}); go on with "
+                                  "--resume")
         if not is_out_of_memory(error):
             raise
         return _fail(program, f"out of memory; {memory_advice}")
@@ -205,11 +206,10 @@ def pick_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: PyTorch sees no CUDA device on this machine; use --device cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        index = int(os.environ["LOCAL_RANK"])
+    if name == "cuda" and (index := Processes().local_rank) > 0:
         if index >= torch.cuda.device_count():
             raise BadInput(f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPU(s); start one process "
-                           "for each")
+                           "for each, or give --device cpu")
         torch.cuda.set_device(index)
         return torch.device(name, index)
     return torch.device(name)

@@ -85,15 +85,11 @@ class CVAE(nn.Module):
         elif (frames.is_cuda if self.two_passes is None else self.two_passes) and not self.bptt:
             # Where predictions are fed back without a gradient, each is an input like any other once it is known. So
             # the chain of small steps runs without a gradient, and what takes the time runs over all frames at once.
-            with torch.no_grad():
-                fed_back = torch.stack(self._in_turn(features[:-1], poses[:-1], z[:-1], forced[:-1], compiled))
+            inputs = self._chain(frames, poses, z, forced, compiled)
             torch.clear_autocast_cache()  # its copies of the weights were made without a gradient
-            free = self.frame_encoder(fed_back.flatten(0, 1)).unflatten(0, (steps - 1, batch))
-            mask = forced[1:].to(frames.device, non_blocking=True)[..., None, None, None]
-            previous = torch.cat([features[:1], torch.where(mask, features[1:-1], free)])
-            predictions = decode(previous.flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1))
+            predictions = compiled.get("predict", self.predict)(inputs, poses.flatten(0, 1), z.flatten(0, 1))
         else:
-            predictions = torch.cat(self._in_turn(features, poses, z, forced, compiled))
+            predictions = torch.cat(self._in_turn(features, poses, z, forced, compiled.get("predict", self.predict)))
         return predictions.unflatten(0, (steps, batch)).transpose(0, 1), mu, logvar
 
     def encode(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,14 +111,28 @@ class CVAE(nn.Module):
         return tuple(value.unflatten(0, (length, batch)).transpose(0, 1)
                      for value, length in ((features, steps + 1), (poses, steps), (mu, steps), (logvar, steps)))
 
-    def _in_turn(self, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor, compiled: dict[str, Callable]
-                 ) -> list[Tensor]:
+    @torch.no_grad()
+    def _chain(self, frames: Tensor, poses: Tensor, z: Tensor, forced: Tensor, compiled: dict[str, Callable]) -> Tensor:
+        """What each step is given, real frame or prediction: ((T-1) * B, 3, H, W), time first. Frames are (B, T, ...),
+        all else (T-1, B, ...)."""
+        mask = forced.to(frames.device, non_blocking=True)[..., None, None, None]
+        every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
+        roll_out = compiled.get("roll_out", self.predict)
+        inputs = [frames[:, 0]]
+        for t in range(1, len(poses)):
+            given = frames[:, t]
+            if not every[t]:
+                fed_back = roll_out(inputs[-1], poses[t - 1], z[t - 1]).to(frames.dtype)
+                given = torch.where(mask[t], given, fed_back) if some[t] else fed_back
+            inputs.append(given)
+        return torch.cat(inputs)
+
+    def _in_turn(self, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor, predict: Callable) -> list[Tensor]:
         """Predict one frame after the other; all arguments time first. Returns (B, 3, H, W) for each."""
         mask = forced.to(features.device, non_blocking=True)[..., None, None, None]
         every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
         # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
-        predict = compiled.get("predict" if torch.is_grad_enabled() else "roll_out", self.predict)
         predictions = []
         for t in range(len(poses)):
             if t > 0 and not every[t]:
@@ -172,10 +182,11 @@ class CVAE(nn.Module):
                 ahead = (t - 1) % POSES_AT_ONCE
                 if ahead == 0:
                     next_labels = labels[:, t:t + POSES_AT_ONCE]
-                    poses = self.label_encoder(next_labels.flatten(0, 1)).unflatten(0, next_labels.shape[:2])
+                    # Time first, so that each step is given the same layout, however many poses there are.
+                    poses = self.label_encoder(next_labels.transpose(0, 1).flatten(0, 1)).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = predict(video[:, t - 1], poses[:, ahead], z)
+                video[:, t] = predict(video[:, t - 1], poses[ahead], z)
             return video
         finally:
             self.train(was_training)

@@ -8,8 +8,8 @@ from modules.layers import DepthConvBlock, ResidualBlock
 class DecoderFusion(nn.Sequential):
     """Features of the frame before, of the pose, and z, fused.
 
-    (B, F_dim, H, W), (B, L_dim, H, W), (B, N_dim, H, W) -> (B, D_out_dim, H, W). All is computed in the type of the
-    frame features: under autocast one float32 part would make the whole residual stream float32.
+    (B, F_dim, H, W), (B, L_dim, H, W), (B, N_dim, H, W) -> (B, D_out_dim, H, W). All is computed in the type and
+    the memory layout of the frame features: one part in another would carry its own into the whole residual stream.
     """
 
     def __init__(self, F_dim: int, L_dim: int, N_dim: int, D_out_dim: int):
@@ -24,8 +24,10 @@ class DecoderFusion(nn.Sequential):
         )
 
     def forward(self, frame_features: Tensor, pose_features: Tensor, z: Tensor) -> Tensor:
-        inputs = frame_features, pose_features.to(frame_features.dtype), z.to(frame_features.dtype)
-        return super().forward(torch.cat(inputs, dim=1))
+        is_last = frame_features.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        others = (part.to(frame_features.dtype, memory_format=layout) for part in (pose_features, z))
+        return super().forward(torch.cat([frame_features, *others], dim=1))
 
 
 class Generator(nn.Sequential):

@@ -13,7 +13,7 @@ TIMEOUT = datetime.timedelta(hours=2)  # others wait that long while the first d
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and speaks to the user."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 class Processes:
@@ -37,7 +37,9 @@ class Processes:
 
     def __init__(self, environment: Mapping[str, str] = os.environ):
         self.count = int(environment.get("WORLD_SIZE", "1"))
-        self.rank, self.local_rank = (int(environment.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+        # A cluster may set a rank for a process that works alone.
+        self.rank, self.local_rank = (int(environment.get(name, "0")) if self.count > 1 else 0
+                                      for name in ("RANK", "LOCAL_RANK"))
         if self.count > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
             raise ValueError(f"the environment has WORLD_SIZE {self.count}, but no RANK, MASTER_ADDR and MASTER_PORT; "
                              "start several processes with torchrun, or unset WORLD_SIZE")
@@ -122,6 +124,10 @@ class WholeBatchNorm2d(torch.nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W); B may be 0 where other processes hold the batch."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(x)
+        return self._forward_shared(x)
+
+    @torch.compiler.disable  # torch.compile knows no exchange between processes in a function of its own gradient
+    def _forward_shared(self, x: Tensor) -> Tensor:
         count = x.new_full((1,), x.numel() / x.shape[1])
         total = _Total.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
         count = total[-1].detach()

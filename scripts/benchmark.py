@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import Trainer  # noqa: E402
-from benchmark_works import PNG_SIZE, SHARED_FLAGS, WORKS, Work, is_compiled  # noqa: E402
+from benchmark_works import PNG_SIZE, SHARED_FLAGS, WORKS, Work  # noqa: E402
 from utils import (  # noqa: E402
     BadInput,
     FlagParser,
@@ -213,7 +213,8 @@ def run(argv: list[str] | None) -> None:
         for name in names:
             work = WORKS[name](args, device, folder)
             flops = count_flops(work)
-            work.compile()
+            if work.compile:
+                work.compile()
             seconds = measure(name, work, args, device)
             slow, fast = (statistics.median(seconds[side]) for side in SIDES)
             rows[name] = {
@@ -221,7 +222,7 @@ def run(argv: list[str] | None) -> None:
                 "frames_per_second": work.frames / fast, "tflops": None if flops is None else flops / fast / 1e12,
                 "share_of_peak": None if flops is None else flops / fast / peak, "repeats": len(seconds["product"]),
                 "device": device.type, "machine": machine, "threads": torch.get_num_threads(),
-                "precision": args.precision, "compiled": is_compiled(args, device), "batch_size": args.batch_size,
+                "precision": args.precision, "compiled": work.compile is not None, "batch_size": args.batch_size,
                 "torch": torch.__version__}
             print_row(rows[name])
             if args.profile:

@@ -48,7 +48,7 @@ class Work:
     sample : a shorter form of both, for warm-up, counting and the profile; the whole where it is None.
     samples : how many samples' arithmetic the whole takes; None where there is none to count.
     calls : times that the whole is done in one repeat.
-    compile : called after counting, before warm-up.
+    compile : called after counting, before warm-up, where the product is to be compiled.
     """
     reference: Callable
     product: Callable
@@ -56,7 +56,7 @@ class Work:
     sample: tuple[Callable, Callable] | None = None
     samples: float | None = None
     calls: int = 1
-    compile: Callable[[], None] = lambda: None
+    compile: Callable[[], None] | None = None
 
     def __post_init__(self):
         self.sample = self.sample or (self.reference, self.product)
@@ -73,8 +73,9 @@ def make_networks(args: argparse.Namespace, device: torch.device, *flags: str) -
     return trainer, plain
 
 
-def is_compiled(args: argparse.Namespace, device: torch.device) -> bool:
-    return compile_pays(args.compile, device, COMPILE_PAYS_FROM)  # as for a run that is long enough
+def is_compiled(args: argparse.Namespace, device: torch.device, frames: int = COMPILE_PAYS_FROM) -> bool:
+    """Whether the product would be compiled for work on that many frames; by default a training run that is long."""
+    return compile_pays(args.compile, device, frames)
 
 
 def train(mode: str, args: argparse.Namespace, device: torch.device, _: Path) -> Work:
@@ -95,7 +96,7 @@ def train(mode: str, args: argparse.Namespace, device: torch.device, _: Path) ->
         torch.backends.cudnn.benchmark = True
         trainer.train_step(frames, labels, forced, BETA, LEARNING_RATE)
 
-    compile = partial(trainer.model.compile_steps, args.batch_size) if is_compiled(args, device) else lambda: None
+    compile = partial(trainer.model.compile_steps, args.batch_size) if is_compiled(args, device) else None
     return Work(run_reference, run_product, shape[0] * shape[1], samples=1, compile=compile,
                 calls=10 if device.type == "cuda" else 1)
 
@@ -121,7 +122,7 @@ def generate(args: argparse.Namespace, device: torch.device, _: Path) -> Work:
     short = min(SAMPLE, args.frames)
     return Work(partial(run_reference, args.frames), partial(run_product, args.frames), args.sequences * args.frames,
                 (partial(run_reference, short), partial(run_product, short)), (args.frames - 1) / (short - 1),
-                compile=model.compile_steps if is_compiled(args, device) else lambda: None)
+                compile=model.compile_steps if is_compiled(args, device, args.sequences * args.frames) else None)
 
 
 def make_pngs(args: argparse.Namespace, folder: Path) -> Path:

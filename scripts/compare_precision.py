@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from utils import BadInput, FlagParser, check_writable, number, run_main  # noqa: E402
 
 # What demo.sh does: short clips first, then longer ones.
-STAGES = [["@scripts/recipes/demo.args"],
+STAGES = [[f"@{ROOT / 'scripts' / 'recipes' / 'demo.args'}"],
           ["--resume", "--train_vi_len", "16", "--clip_stride", "16", "--batch_size", "2", "--lr_schedule", "cosine",
            "--num_epoch", "3"]]
 ROWS = [("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")]  # precision of the training, of the roll-out
@@ -27,7 +27,7 @@ ROWS = [("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")]  # precision of th
 
 def call(program: str, *flags: str | Path | int) -> None:
     """Run a program of this repo. BadInput: it has failed; what it says stands above."""
-    if subprocess.run([sys.executable, program, *map(str, flags)], cwd=ROOT).returncode:
+    if subprocess.run([sys.executable, str(ROOT / program), *map(str, flags)]).returncode:
         raise BadInput(f"{program} has ended with an error, which stands above; mend it and start again")
 
 
@@ -50,20 +50,20 @@ def score(result: Path, run: Path, data: Path, truth: Path, precision: str) -> f
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = FlagParser(prog="compare_precision.py", description=__doc__.split("\n")[0])
+    parser = FlagParser(prog="compare_precision.py", description=__doc__.split("\n")[0],
+                        epilog="The flags of Trainer.py stand after --; without them it is the training of demo.sh.")
     parser.add_argument("--save_root", type=Path, required=True, help="folder for data, runs and results")
     parser.add_argument("--DR", type=Path, help="dataset; None: synthetic people, made in --save_root")
     parser.add_argument("--truth", type=Path, help="folder with the real frames of its test sequences K/N.png")
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0], help="seeds of the runs")
     parser.add_argument("--tolerance", type=number(float, 0), default=0.3, help="what bfloat16 may cost, dB")
-    parser.add_argument("trainer", nargs="*", metavar="-- TRAINER FLAGS", help="None: the training of demo.sh")
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])  # an @file after -- is Trainer.py's
     stages = [words[cut + 1:]] if words[cut + 1:] else STAGES
     if (args.DR is None) != (args.truth is None):
         raise BadInput("--DR and --truth: give both, the dataset and the real frames of its test sequences, or none")
-    folder = args.save_root.resolve()
+    folder = args.save_root
     check_writable(folder)
     data, truth = args.DR or folder / "data", args.truth or folder / "data" / "truth"
     if not data.exists() and args.DR is None:
@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     for seed in args.seeds:
         for trained, rolled in ROWS:
             run = folder / f"{trained}_seed{seed}"
-            train(run, stages, data.resolve(), trained, seed)
+            train(run, stages, data, trained, seed)
             result = folder / f"{trained}_seed{seed}_in_{rolled}"
-            table[trained, rolled].append(score(result, run, data.resolve(), truth.resolve(), rolled))
+            table[trained, rolled].append(score(result, run, data, truth, rolled))
     print(f"\n| trained in | rolled out in | {' | '.join(f'seed {seed}' for seed in args.seeds)} | mean | change |\n"
           f"| --- | --- |{' --- |' * (len(args.seeds) + 2)}")
     means = {row: sum(scores) / len(scores) for row, scores in table.items()}
