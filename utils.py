@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import csv
+import ctypes
 import datetime
 import errno
 import io
@@ -201,7 +202,10 @@ class _Unfailing:
 # Device and randomness
 
 def pick_device(name: str | None) -> torch.device:
-    """The device called "cuda" or "cpu"; None takes CUDA where there is one. BadInput: CUDA asked for, none there."""
+    """The device called "cuda" or "cpu", made ready for use; None takes CUDA where there is one.
+
+    BadInput: CUDA asked for and none there, or fewer GPUs than processes.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -212,7 +216,23 @@ def pick_device(name: str | None) -> torch.device:
                            "for each, or give --device cpu")
         torch.cuda.set_device(index)
         return torch.device(name, index)
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep the memory that PyTorch frees, instead of giving it back to the system.
+
+    Each step on a CPU frees gigabytes and asks for them again, and the system clears every page that it hands out: a
+    teacher-forced step of the default network took 3.3 s on two cores, and takes 2.4 s with its pages kept. It is the
+    GNU C library that can be asked; others do as they do.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(mmap_max, 0)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, read_csv
+from conftest import TINY, TRAIN_FRAMES, make_video, read_csv, write_pngs
 from torch import multiprocessing, nn
 
 import Trainer
 from modules.processes import Processes, WholeBatchNorm2d
+from utils import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 # Clips that overlap, so that there are 9: batches of 4, 4 and 1, of which one of two processes has no share.
@@ -77,7 +78,10 @@ def check_gradients(processes: Processes) -> None:
     alone.model.label_encoder[2].__class__ = nn.BatchNorm2d  # there is a process group, but not for this one
     shared.forward = nn.parallel.DistributedDataParallel(shared.model, broadcast_buffers=False)
     torch.manual_seed(2)
-    for clips in (4, 3, 1):
+    torch._dynamo.config.optimize_ddp = False
+    for clips in (4, 3, 1, 4):
+        if clips == 1:
+            shared.model.compile_steps(2, "eager")  # what follows: a share that is not compiled, and one that is
         frames, labels = torch.rand(2, clips, 4, 3, args.frame_H, args.frame_W)
         forced = torch.arange(clips) % 2 == 0
         share = processes.share(clips)
@@ -104,6 +108,37 @@ def test_statistics_and_gradients_are_those_of_the_whole_batch():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(in_two_processes, (port,), nprocs=2)
+
+
+def test_more_processes_than_clips_are_refused():
+    environment = {"WORLD_SIZE": "3", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    args = Trainer.make_parser().parse_args([*TINY, "--DR", "-", "--save_root", "-", "--batch_size", "2"])
+    with pytest.raises(BadInput, match="--batch_size 2: fewer clips than the 3 processes"):
+        Trainer.Trainer(args, torch.device("cpu"), Processes(environment))
+
+
+def test_another_dataset_than_the_first_process_has_is_refused(data, own_data):
+    told = []
+
+    class Two(Processes):
+        """As if another process had spoken before."""
+        def tell(self, message):
+            told.append(message)
+            return told[0]
+
+        def largest(self, number):
+            return number
+
+    def load(root: Path) -> None:
+        args = Trainer.make_parser().parse_args([*TINY, "--DR", str(root), "--save_root", "-"])
+        two = Two({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"})
+        Trainer.Trainer(args, torch.device("cpu"), two).load_data()
+
+    load(data)
+    load(own_data)  # the same files elsewhere
+    write_pngs(own_data / "train" / "train_img", make_video(1, seed=9)[0], [TRAIN_FRAMES - 1])
+    with pytest.raises(BadInput, match="the same dataset"):
+        load(own_data)
 
 
 def test_two_processes_train_as_one_and_one_goes_on_from_there(data, tmp_path, no_figures):

@@ -164,3 +164,33 @@ def test_json_ends_with_a_line_end(tmp_path):
     utils.write_json(tmp_path / "a.json", {"é": [1, None]})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"é": [1, None]} and text.endswith("}\n")
+
+
+# Precision and compilation
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("features, expected", [
+    ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16"), ({"arm_bf16": True}, "bf16"),
+    ({"avx512_bf16": False, "avx2": True}, "fp32"), ({}, "fp32"),
+])
+def test_auto_precision_is_what_the_processor_computes_in(features, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert utils.pick_precision("auto", CPU) == expected
+    assert [utils.pick_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
+def test_compilation_by_itself_only_on_a_gpu_and_for_long_work(monkeypatch):
+    monkeypatch.setattr(utils.shutil, "which", lambda name: f"/bin/{name}")
+    long = utils.COMPILE_PAYS_FROM
+    assert utils.compile_pays("auto", GPU, long) and not utils.compile_pays("auto", GPU, long - 1)
+    assert not utils.compile_pays("auto", CPU, long) and not utils.compile_pays("off", GPU, long)
+    assert utils.compile_pays("on", CPU, 1)
+
+
+def test_compilation_without_a_compiler_is_refused_or_left_out(monkeypatch):
+    monkeypatch.setattr(utils.shutil, "which", lambda name: None)
+    assert not utils.compile_pays("auto", GPU, utils.COMPILE_PAYS_FROM)
+    with pytest.raises(BadInput, match="--compile on: .* compiler"):
+        utils.compile_pays("on", CPU, 1)
