@@ -144,7 +144,7 @@ class Trainer:
         with self.processes.one_before_others():
             self._load_data()
         # Others would go through other batches, and all would wait for each other at different places.
-        if not self.processes.is_alone and self.processes.tell(self.fingerprint) != self.fingerprint:
+        if not self.processes.is_alone and self.processes.broadcast(self.fingerprint) != self.fingerprint:
             raise BadInput(f"--DR {self.args.DR}: the frames here are not those that the first process has; give all "
                            "machines the same dataset")
 
@@ -711,7 +711,7 @@ def main(argv: list[str] | None = None) -> None:
         if processes.rank == 0:
             lead(args, argv, processes)
             return
-        prepared = processes.tell(None)
+        prepared = processes.broadcast(None)
         if prepared is not None:  # else there is nothing to train
             trainer = make_trainer(*prepared, processes)
             trainer.load_data()
@@ -735,19 +735,19 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
         if state is not None and "recognised" in state:
             print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
         if args.test:
-            processes.tell(None)
+            processes.broadcast(None)
             test(args, state)
             return
         old_run = check_run_folder(args)
         trainer = make_trainer(args, state, processes)
         if trainer.epoch >= args.num_epoch and args.resume:
             print(f"the run in {folder} has its {trainer.epoch} epochs already; a larger --num_epoch continues it")
-            processes.tell(None)
+            processes.broadcast(None)
             return
         if trainer.epoch >= args.num_epoch:
             raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has trained {trainer.epoch} epochs already; "
                            "give more")
-        processes.tell((args, state))
+        processes.broadcast((args, state))
         trainer.load_data()
         if not held:
             folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ class Processes:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def tell(self, message: object) -> object:
+    def broadcast(self, message: object) -> object:
         """The first process's ``message``, which all others wait for here."""
         if self.is_alone:
             return message

@@ -100,7 +100,7 @@ def in_two_processes(rank: int, port: int) -> None:
         check_statistics(processes)
         check_gradients(processes)
         assert processes.largest(10 * rank) == 10
-        assert processes.tell({"from": rank}) == {"from": 0}
+        assert processes.broadcast({"from": rank}) == {"from": 0}
 
 
 def test_statistics_and_gradients_are_those_of_the_whole_batch():
@@ -122,7 +122,7 @@ def test_another_dataset_than_the_first_process_has_is_refused(data, own_data):
 
     class Two(Processes):
         """As if another process had spoken before."""
-        def tell(self, message):
+        def broadcast(self, message):
             told.append(message)
             return told[0]
 
