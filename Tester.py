@@ -29,9 +29,12 @@ from modules import figures
 from modules.cvae import CVAE
 from modules.files import replacing
 from modules.metrics import brightness_error, course_score, psnr, repeat_first, ssim, to_uint8
+from modules.strategies import HISTOGRAM_REFERENCES
 from utils import (
     BadInput,
+    ChoiceOrOff,
     FlagParser,
+    as_bad_input,
     check_writable,
     compile_pays,
     folder_name,
@@ -50,9 +53,12 @@ SCORES = ("frame", "psnr", "ssim", "brightness_error",
           "psnr_repeat_first", "ssim_repeat_first", "brightness_error_repeat_first")
 
 
-def load_model(state: dict, device: torch.device) -> CVAE:
-    """The network of a checkpoint on ``device``, with its weights, in evaluation mode."""
-    model = CVAE(**state["network"])
+def load_model(state: dict, device: torch.device, match_histogram: str | None = None) -> CVAE:
+    """The network of a checkpoint on ``device``, with its weights, in evaluation mode.
+
+    match_histogram : as the flag has it; None: as it was trained.
+    """
+    model = CVAE(**state["network"], match_histogram=match_histogram or state["flags"].get("match_histogram", "off"))
     model.load_state_dict(state["model"])
     return model.to(device, memory_format=torch.channels_last).eval()
 
@@ -185,6 +191,10 @@ def make_parser() -> FlagParser:
     group.add_argument("--latent", choices=["prior", "mean"], default="prior",
                        help="z of each frame: drawn from N(0, I), or its mean 0")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of z")
+    group.add_argument("--match_histogram", "--no-match_histogram", action=ChoiceOrOff, const="previous",
+                       choices=HISTOGRAM_REFERENCES,
+                       help="give each fed-back prediction the histogram of the frame that was fed in before it "
+                            "(previous, also without a word) or of the first frame; None: as in training")
     group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
                        help="length of the validation sequence, frames")
     group = parser.add_argument_group("what to write")
@@ -228,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     how = *state["frame_size"], args.num_workers
     cache = FrameCache(root, args.cache_dir) if args.cache else None
     truth_cache = FrameCache(Path(args.truth), args.cache_dir) if args.cache and args.truth else None
-    model = load_model(state, device)
+    with as_bad_input(ValueError):
+        model = load_model(state, device, args.match_histogram)
     truths = None
     if args.split == "val":
         val = read_validation(root, args.val_vi_len, *how, cache)
@@ -253,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
             figures.write_mp4(video, folder / f"pred_seq{sequence.name}.mp4", args.fps)
     if truths is not None:
         settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
-                    "latent": args.latent, "seed": args.seed}
+                    "latent": args.latent, "seed": args.seed, "match_histogram": model.match_histogram}
         write_scores(folder, sequences, videos, truths, args.fps, settings)
     print(f"results are in {folder}")
 

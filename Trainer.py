@@ -6,8 +6,8 @@
     python Trainer.py --DR DATASET --save_root RUN --ckpt_path RUN/best.ckpt --test      validate only
     torchrun --nproc_per_node=4 Trainer.py --DR DATASET --save_root RUN                  on four GPUs
 
-RUN/ then holds config.json, metrics.csv, timing.csv, TensorBoard events, last.ckpt, best.ckpt, epoch=N.ckpt and
-figures/. The dataset's layout stands in dataloader.py.
+RUN/ then holds config.json, metrics.csv, timing.csv, TensorBoard events, last.ckpt, best.ckpt, epoch=N.ckpt,
+psnr_best.csv, psnr_epoch=N.csv and figures/. The dataset's layout stands in dataloader.py.
 """
 import argparse
 import contextlib
@@ -37,10 +37,12 @@ from modules.metrics import psnr, repeat_first
 from modules.processes import Processes
 from modules.safeguard import Safeguard
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
+from modules.strategies import HISTOGRAM_REFERENCES
 from utils import (
     METRICS,
     TIMING,
     BadInput,
+    ChoiceOrOff,
     FlagParser,
     MetricLog,
     as_bad_input,
@@ -59,11 +61,12 @@ from utils import (
     progress_bar,
     run_main,
     write_json,
+    write_table,
 )
 
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
-CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu", "num_workers", "compile",
-              "cache", "cache_dir")
+CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "num_workers",
+              "compile", "cache", "cache_dir")
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
@@ -108,7 +111,8 @@ class Trainer:
         torch.backends.cudnn.benchmark = not args.deterministic  # the sizes hardly ever change
         torch.manual_seed(args.seed)  # the initial weights
         with as_bad_input(ValueError):
-            self.model = CVAE(**{flag: getattr(args, flag) for flag in NETWORK_FLAGS}, bptt=args.bptt)
+            self.model = CVAE(**{flag: getattr(args, flag) for flag in NETWORK_FLAGS}, bptt=args.bptt,
+                              match_histogram=args.match_histogram)
             self.teacher_forcing = TeacherForcing(args.tfr, args.tfr_sde, args.tfr_d_step)
             self.kl_annealing = KLAnnealing(args.kl_anneal_type, args.kl_anneal_cycle, args.kl_anneal_ratio,
                                             args.kl_anneal_start, args.kl_anneal_stop)
@@ -167,7 +171,7 @@ class Trainer:
         for fast, (flag, share) in shares.items():
             recording = train.first(int(share * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
             self.loaders[fast] = ClipLoader(recording, args.train_vi_len, args.clip_stride or args.train_vi_len,
-                                            args.batch_size, flag)
+                                            args.batch_size, flag, args.crop_fraction)
 
     def fit(self) -> None:
         """Train up to --num_epoch epochs; log, validate and save as the flags say.
@@ -212,7 +216,7 @@ class Trainer:
         now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
         began, shown = time.perf_counter() - now.seconds, -math.inf
         self.model.train()
-        batches = loader.batches(now.order[now.clips:], self.processes.share)
+        batches = loader.batches(now.order[now.clips:], self.processes.share, self.generators["augmentation"])
         with progress_bar(batches, f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
                           initial=now.clips // args.batch_size) as bar:
             for step, (frames, labels) in enumerate(bar, start=1):
@@ -291,8 +295,11 @@ class Trainer:
         self.epoch, self.under_way = epoch + 1, None
         if is_save:
             self.save(self.folder / f"epoch={epoch}.ckpt")
+            if is_validation:
+                self.write_psnr(self.folder / f"psnr_epoch={epoch}.csv")
         if is_best:
             self.save(self.folder / "best.ckpt")
+            self.write_psnr(self.folder / "psnr_best.csv")
         log.write()
         self.save_last()
         try:
@@ -435,6 +442,12 @@ class Trainer:
         return {"epoch": epoch, "loss": loss, "psnr": per_frame.mean().item(), "psnr_per_frame": per_frame.cpu(),
                 "prediction": prediction.cpu()}
 
+    def write_psnr(self, path: Path) -> None:
+        """Write the PSNR of each frame of the latest validation, so that runs can be compared frame by frame."""
+        rows = [{"epoch": self.validation["epoch"], "frame": frame, "psnr": value}
+                for frame, value in enumerate(self.validation["psnr_per_frame"].tolist(), start=1)]
+        write_table(path, ("epoch", "frame", "psnr"), rows)
+
     def draw(self, folder: Path, log: MetricLog) -> None:
         """Write the figures of the run so far, and a picture for TensorBoard."""
         figures.plot_losses(self.metrics, folder / "loss.png")
@@ -489,12 +502,12 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: dict, path: Path) -> None:
-        """Continue from a checkpoint, or start from its weights where it has no more. BadInput: it does not fit.
+        """Continue from a checkpoint, or start from its weights: under --finetune, or where it has no more.
 
-        Nothing is changed before all of it has been checked.
+        Nothing is changed before all of it has been checked. BadInput: it does not fit.
         """
         parameters = list(self.model.parameters())
-        if "recognised" in state:
+        if self.args.finetune or "recognised" in state:
             self.model.load_state_dict(state["model"])
             return
         try:
@@ -511,7 +524,8 @@ class Trainer:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for purpose, generator in self.generators.items():
             # The latent generator's state is of its device's kind: on another device it starts anew.
-            if purpose != "latent" or generator.device.type == state["device"]:
+            # A checkpoint from before there was augmentation has no generator of it.
+            if purpose in state["generators"] and (purpose != "latent" or generator.device.type == state["device"]):
                 generator.set_state(state["generators"][purpose])
         self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
         self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
@@ -546,6 +560,9 @@ def make_parser() -> FlagParser:
                        help="frames between the starts of training clips; None: the clip's length, no overlap")
     group.add_argument("--partial", type=number(float, 0, 1, above=True), default=1.0,
                        help="share of the training frames in use, the first in number order")
+    group.add_argument("--crop_fraction", type=number(float, 0, 1), default=0.0,
+                       help="share of the training clips that are shown as a random crop (the same window for all "
+                            "frames and poses of a clip, at least half of each side, resized back)")
     group.add_argument("--fast_train", action=switch, default=False,
                        help="use --fast_partial instead of --partial in the first --fast_train_epoch epochs")
     group.add_argument("--fast_partial", type=number(float, 0, 1, above=True), default=0.4,
@@ -576,6 +593,11 @@ def make_parser() -> FlagParser:
                        help="what teacher forcing is drawn for: once an epoch, for each batch or for each clip")
     group.add_argument("--bptt", action=switch, default=False,
                        help="let the gradient through the fed-back prediction (slower, more memory)")
+
+    group.add_argument("--match_histogram", "--no-match_histogram", action=ChoiceOrOff, const="previous",
+                       default="off", choices=HISTOGRAM_REFERENCES,
+                       help="give each fed-back prediction the histogram of the frame that was fed in before it "
+                            "(previous, also without a word) or of the first frame, in training and validation")
 
     group = parser.add_argument_group("objective: MSE + beta * KL, summed over a clip's frames")
     group.add_argument("--kl_anneal_type", type=str.capitalize, default="Cyclical",
@@ -619,6 +641,9 @@ def make_parser() -> FlagParser:
                                            "the course's template to start from")
     group.add_argument("--resume", action="store_true",
                        help="continue from --save_root/last.ckpt; without one, start there")
+    group.add_argument("--finetune", action="store_true",
+                       help="take only the weights from --ckpt_path, and the flags that are not given: epochs, "
+                            "schedules, optimiser and curves start anew")
     group.add_argument("--overwrite", action="store_true", help="delete the run that --save_root holds, start anew")
     group.add_argument("--test", action="store_true", help="validate --ckpt_path only")
     group.add_argument("--save_every_minutes", type=number(float, 0), default=10.0,
@@ -667,6 +692,10 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise BadInput("--resume and --overwrite: one continues the run in --save_root, the other deletes it; give one")
     if args.resume and args.ckpt_path:
         raise BadInput("--resume and --ckpt_path: --resume continues from --save_root/last.ckpt; give one of the two")
+    if args.finetune and not args.ckpt_path:
+        raise BadInput("--finetune starts from the weights of a checkpoint; give one with --ckpt_path")
+    if args.bptt and args.match_histogram != "off":
+        raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give one of the two")
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
@@ -732,7 +761,9 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
         if held:
             hold.enter_context(hold_run_folder(folder))
         args, state = parse_flags(argv)
-        if state is not None and "recognised" in state:
+        if state is not None and args.finetune:
+            print(f"{args.ckpt_path}: its weights; epochs, schedules and optimiser start anew")
+        elif state is not None and "recognised" in state:
             print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
         if args.test:
             processes.broadcast(None)

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from modules import frame_store
+from modules.strategies import crop, draw_windows
 from utils import BadInput, check_writable, progress_bar, tell
 
 # What Pillow finds odd about a damaged file: the refusal says it better, and filters cannot be changed by threads.
@@ -335,6 +336,7 @@ class ClipLoader:
     length, stride : frames of a clip, frames between clip starts.
     batch_size : clips a batch; the last batch of an epoch may be smaller.
     share_flag : the flag that chose the share of the frames, for the message.
+    crop_fraction : share of the clips that are shown as a random crop, the same for all frames and poses of a clip.
 
     Raises
     ------
@@ -342,33 +344,40 @@ class ClipLoader:
     """
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
-                 share_flag: str = "--partial"):
+                 share_flag: str = "--partial", crop_fraction: float = 0.0):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
                            f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
         self.frames, self.labels = recording.frames, recording.labels
         self.window = torch.arange(length, device=self.frames.device)
-        self.batch_size = batch_size
+        self.batch_size, self.crop_fraction = batch_size, crop_fraction
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return -(-len(self.starts) // self.batch_size)
 
-    def batches(self, order: Tensor, share: Callable[[int], slice] = slice) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Tensor, share: Callable[[int], slice] = slice,
+                generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames and labels, each float (B, T, 3, H, W) in [0, 1], of an epoch's clips.
 
         Parameters
         ----------
         order : a permutation of the clips, or what is left of one, perhaps nothing.
         share : which of the B clips of a batch are wanted; all, unless several processes share them.
+        generator : source of the crops, on the CPU; drawn from where there are any, and for the whole batch.
         """
         order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
             clips = order[begin:begin + self.batch_size]
-            clips = clips[share(len(clips))]
-            index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
-            yield to_float(self.frames[index]), to_float(self.labels[index])
+            wanted = share(len(clips))
+            index = self.starts[clips[wanted]].unsqueeze(1) + self.window  # (B, T)
+            frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
+            if self.crop_fraction > 0:
+                windows = draw_windows(len(clips), self.crop_fraction, generator)[wanted]
+                windows = windows.to(frames.device, non_blocking=True)
+                frames, labels = crop(frames, windows), crop(labels, windows)
+            yield frames, labels
 
 
 def to_float(images: Tensor) -> Tensor:

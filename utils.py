@@ -148,6 +148,16 @@ class FlagParser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see --help")
 
 
+class ChoiceOrOff(argparse.Action):
+    """A flag with a choice, ``const`` where it is given alone; its other name, --no-FLAG, chooses "off"."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs):
+        super().__init__(option_strings, dest, nargs="?", **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, "off" if option_string.startswith("--no-") else values)
+
+
 def number(kind: type, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
     """An argparse type: an int or float within least..most (``above``: least itself is out)."""
     bounds = f"{'above' if above else 'at least'} {least}" + ("" if most == float("inf") else f", at most {most}")
@@ -280,8 +290,10 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
     ``latent`` lives on the device, where the noise is used; the others on the CPU.
     """
     places = {"order": "cpu", "teacher_forcing": "cpu", "latent": device}
-    return {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
-            for index, (purpose, place) in enumerate(places.items())}
+    generators = {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
+                  for index, (purpose, place) in enumerate(places.items())}
+    # Beyond the seeds of the others, which stay what they were before there was this one.
+    return generators | {"augmentation": torch.Generator().manual_seed(2**40 + seed)}
 
 
 # Files
@@ -345,7 +357,7 @@ def describe_run(args: argparse.Namespace, previous: Path) -> dict:
 
 # What a run writes: whatever else lies in its folder is not ours to delete.
 RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
-             "events.out.tfevents.*")
+             "psnr_best.csv", "psnr_epoch=*.csv", "events.out.tfevents.*")
 RUN_FIGURES = ("figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png", "figures/val.gif",
                "figures/val_epoch=*.gif")
 
@@ -359,7 +371,8 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
     """
     folder = Path(args.save_root)
     # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
-    continues = args.ckpt_path and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve()
+    continues = (args.ckpt_path and not args.finetune
+                 and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve())
     if continues and args.overwrite:
         raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
     if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):

@@ -146,6 +146,8 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
     require(isinstance(state.get("device"), str), "device")
     for purpose, generator in generators.items():
         saved = require_dict(state.get("generators"), "generators").get(purpose)
+        if saved is None and purpose == "augmentation":  # from before there was any
+            continue
         # The latent generator's state is of its device's kind, and useless on another.
         if purpose != "latent" or generator.device.type == state.get("device"):
             try:

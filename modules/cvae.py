@@ -9,6 +9,7 @@ from torch.nn import functional
 from modules.decoder import DecoderFusion, Generator
 from modules.encoders import FrameEncoder, LabelEncoder
 from modules.latent import GaussianPredictor, kl_divergence, reparameterize
+from modules.strategies import HISTOGRAM_REFERENCES, match_histogram
 
 POSES_AT_ONCE = 32  # pose images encoded in one call during generation: bounds memory at any length
 
@@ -25,19 +26,27 @@ class CVAE(nn.Module):
         ``LeakyReLU(True)``.
     bptt : let the gradient through the fed-back prediction (back-propagation through time); without it the
         prediction is detached before it is fed back.
+    match_histogram : which frame's histogram a prediction is given before it is fed back: that of the frame that was
+        fed in "previous" to it, that of the "first" frame, or neither, "off". What is returned stays as predicted.
 
     Raises
     ------
-    ValueError : a size that the layers cannot have; the message names it.
+    ValueError : a size that the layers cannot have, or strategies that do not go together; the message names them.
     """
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192,
-                 output: str = "sigmoid", template_activations: bool = False, bptt: bool = False):
+                 output: str = "sigmoid", template_activations: bool = False, bptt: bool = False,
+                 match_histogram: str = "off"):
         super().__init__()
         sizes = {"F_dim": (F_dim, 8), "L_dim": (L_dim, 2), "N_dim": (N_dim, 4), "D_out_dim": (D_out_dim, 8)}
         for name, (size, multiple) in sizes.items():
             if size <= 0 or size % multiple:
                 raise ValueError(f"--{name} {size}: it must be a positive multiple of {multiple}")
+        if match_histogram not in HISTOGRAM_REFERENCES:
+            raise ValueError(f'--match_histogram {match_histogram}: choose one of {", ".join(HISTOGRAM_REFERENCES)}')
+        if bptt and match_histogram != "off":
+            raise ValueError("--bptt and --match_histogram: no gradient passes a matched histogram; give one of the "
+                             "two")
         self.frame_encoder = FrameEncoder(F_dim)
         self.label_encoder = LabelEncoder(L_dim, template_activations)
         self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)
@@ -45,6 +54,7 @@ class CVAE(nn.Module):
         self.generator = Generator(D_out_dim, output)
         self.N_dim = N_dim
         self.bptt = bptt
+        self.match_histogram = match_histogram
         # Two passes cost a fourth more arithmetic (see forward), but few and large calls: what a GPU is fast at. On two
         # CPU cores one pass was measured to be the faster. None: as the device asks.
         self.two_passes: bool | None = None
@@ -89,7 +99,8 @@ class CVAE(nn.Module):
             torch.clear_autocast_cache()  # its copies of the weights were made without a gradient
             predictions = compiled.get("predict", self.predict)(inputs, poses.flatten(0, 1), z.flatten(0, 1))
         else:
-            predictions = torch.cat(self._in_turn(features, poses, z, forced, compiled.get("predict", self.predict)))
+            predictions = torch.cat(self._in_turn(frames, features, poses, z, forced,
+                                                  compiled.get("predict", self.predict)))
         return predictions.unflatten(0, (steps, batch)).transpose(0, 1), mu, logvar
 
     def encode(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -123,28 +134,40 @@ class CVAE(nn.Module):
             given = frames[:, t]
             if not every[t]:
                 fed_back = roll_out(inputs[-1], poses[t - 1], z[t - 1]).to(frames.dtype)
+                fed_back = self._correct(fed_back, inputs[-1], frames[:, 0])
                 given = torch.where(mask[t], given, fed_back) if some[t] else fed_back
             inputs.append(given)
         return torch.cat(inputs)
 
-    def _in_turn(self, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor, predict: Callable) -> list[Tensor]:
-        """Predict one frame after the other; all arguments time first. Returns (B, 3, H, W) for each."""
+    def _in_turn(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor,
+                 predict: Callable) -> list[Tensor]:
+        """Predict one frame after the other; frames are (B, T, ...), all else time first. Returns (B, 3, H, W) each."""
         mask = forced.to(features.device, non_blocking=True)[..., None, None, None]
         every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
         # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
         predictions = []
+        given = frames[:, 0]  # to the latest step
         for t in range(len(poses)):
             if t > 0 and not every[t]:
                 fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
+                fed_back = self._correct(fed_back, given, frames[:, 0])
                 if not some[t]:
+                    given = fed_back
                     predictions.append(predict(fed_back, poses[t], z[t]))
                     continue
+                given = torch.where(mask[t], frames[:, t], fed_back)
                 previous = torch.where(mask[t], features[t], self.frame_encoder(fed_back))
             else:
-                previous = features[t]
+                given, previous = frames[:, t], features[t]
             predictions.append(self.decode(previous, poses[t], z[t]))
         return predictions
+
+    def _correct(self, prediction: Tensor, previous: Tensor, first: Tensor) -> Tensor:
+        """A prediction (B, 3, H, W) as it is to be fed back. previous: what the step that made it was given."""
+        if self.match_histogram == "off":
+            return prediction
+        return match_histogram(prediction, previous if self.match_histogram == "previous" else first)
 
     @torch.no_grad()
     def generate(self, first_frame: Tensor, labels: Tensor, latent: str = "prior",
@@ -178,6 +201,7 @@ class CVAE(nn.Module):
             video[:, 0] = first_frame
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
             predict = self._compiled.get("roll_out", self.predict)
+            given = video[:, 0]
             for t in progress(range(1, labels.shape[1])):
                 ahead = (t - 1) % POSES_AT_ONCE
                 if ahead == 0:
@@ -186,7 +210,8 @@ class CVAE(nn.Module):
                     poses = self.label_encoder(next_labels.transpose(0, 1).flatten(0, 1)).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = predict(video[:, t - 1], poses[ahead], z)
+                video[:, t] = predict(given, poses[ahead], z)
+                given = self._correct(video[:, t], given, first_frame)
             return video
         finally:
             self.train(was_training)

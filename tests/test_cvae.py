@@ -4,8 +4,10 @@
 """
 import inspect
 
+import numpy as np
 import pytest
 import torch
+from skimage.exposure import match_histograms
 
 from modules.cvae import CVAE, POSES_AT_ONCE, clip_loss
 from modules.layers import ConvFFN
@@ -124,10 +126,20 @@ def test_the_output_reaches_the_generator():
 
 # The training clip
 
-def slow_forward(model, frames, labels, forced, noise, bptt):
+def slow_match(kind: str, predictions, previous, first):
+    """Each prediction with the histogram of the frame that was given before it, or of the first one."""
+    if kind == "off":
+        return predictions
+    references = previous if kind == "previous" else first
+    matched = [match_histograms(frame.numpy(), reference.numpy(), channel_axis=0)
+               for frame, reference in zip(predictions.detach(), references, strict=True)]
+    return torch.tensor(np.stack(matched))
+
+
+def slow_forward(model, frames, labels, forced, noise, bptt, match="off"):
     """The design's formulas, frame after frame and clip after clip; only the poses are encoded all at once."""
     poses = model.label_encoder(torch.cat([labels[b, 1:] for b in range(B)]))
-    predictions, mus, logvars = [], [], []
+    predictions, mus, logvars, corrected = [], [], [], None
     for t in range(1, T):
         pose = torch.stack([poses[b * (T - 1) + t - 1] for b in range(B)])
         mu, logvar = model.gaussian_predictor(model.frame_encoder(frames[:, t]), pose)
@@ -135,10 +147,12 @@ def slow_forward(model, frames, labels, forced, noise, bptt):
         inputs = []
         for b in range(B):
             real = t == 1 or bool(forced[b] if forced.dim() == 1 else forced[b, t - 1])
-            fed_back = None if real else predictions[-1][b] if bptt else predictions[-1][b].detach()
+            fed_back = None if real else corrected[b] if bptt else corrected[b].detach()
             inputs.append(frames[b, t - 1] if real else fed_back)
-        fused = model.decoder_fusion(model.frame_encoder(torch.stack(inputs)), pose, z)
+        given = torch.stack(inputs)
+        fused = model.decoder_fusion(model.frame_encoder(given), pose, z)
         predictions.append(model.generator(fused))
+        corrected = slow_match(match, predictions[-1], given, frames[:, 0])
         mus.append(mu)
         logvars.append(logvar)
     return tuple(torch.stack(values, dim=1) for values in (predictions, mus, logvars))
@@ -157,6 +171,27 @@ def test_training_clip_equals_the_slow_loop(mask, bptt):
         results.append((outputs, gradients, dict(model.named_buffers())))
         assert model.label_encoder[2].num_batches_tracked.item() == 1
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("two_passes", [False, True])
+@pytest.mark.parametrize("match", ["previous", "first"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_clip_with_matched_histograms_equals_the_slow_loop(mask, match, two_passes):
+    frames, labels, noise = make_clips()
+    model = make_model(match_histogram=match)
+    model.two_passes = two_passes
+    outputs = model(frames, labels, MASKS[mask], noise)
+    torch.testing.assert_close(outputs, slow_forward(make_model(), frames, labels, MASKS[mask], noise, False, match),
+                               rtol=1e-8, atol=1e-10)
+    if mask == "all off":
+        assert not torch.allclose(outputs[0], make_model()(frames, labels, MASKS[mask], noise)[0])
+
+
+def test_matching_histograms_goes_with_no_back_propagation_through_time():
+    with pytest.raises(ValueError, match="--bptt and --match_histogram"):
+        make_model(bptt=True, match_histogram="first")
+    with pytest.raises(ValueError, match="last"):
+        make_model(match_histogram="last")
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -316,14 +351,15 @@ def test_clip_loss_is_zero_at_a_perfect_prediction_and_the_prior():
 
 # The roll-out
 
-def slow_generate(model, first_frame, labels, z):
+def slow_generate(model, first_frame, labels, z, match="off"):
     """Frame after frame in evaluation mode, each pose encoded on its own; z(t) gives the latent map."""
     model.eval()
-    frames = [first_frame]
+    frames, given = [first_frame], first_frame
     with torch.no_grad():
         for t in range(1, labels.shape[1]):
-            features = model.frame_encoder(frames[-1]), model.label_encoder(labels[:, t])
+            features = model.frame_encoder(given), model.label_encoder(labels[:, t])
             frames.append(model.generator(model.decoder_fusion(*features, z(t))))
+            given = slow_match(match, frames[-1], given, first_frame)
     return torch.stack(frames, dim=1)
 
 
@@ -340,6 +376,14 @@ def test_mean_roll_out_equals_the_slow_loop(length):
     assert torch.equal(video[:, 0], first_frame)
     expected = slow_generate(model, first_frame, labels, lambda t: torch.zeros(2, 4, 4, 5))
     torch.testing.assert_close(video, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("match", ["previous", "first"])
+def test_roll_out_with_matched_histograms_equals_the_slow_loop(match):
+    model, first_frame, labels = roll_out(9)
+    model.match_histogram = match
+    expected = slow_generate(model, first_frame, labels, lambda t: torch.zeros(2, 4, 4, 5), match)
+    torch.testing.assert_close(model.generate(first_frame, labels, "mean"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prior_roll_out_equals_the_slow_loop_with_noise_drawn_frame_by_frame():

@@ -536,6 +536,22 @@ def test_batches_are_the_stored_pixels_divided_by_255():
         assert torch.equal(got, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
 
 
+def test_crops_show_frames_and_poses_through_the_same_window_and_are_drawn_for_the_whole_batch():
+    dice = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (24, 3, 8, 16), dtype=torch.uint8, generator=dice)
+    recording = dataloader.Recording(frames, frames, torch.arange(24))
+    plain, loader = (dataloader.ClipLoader(recording, 3, 3, 8, crop_fraction=fraction) for fraction in (0.0, 0.5))
+    order = torch.arange(8)
+    (whole, _), = plain.batches(order)
+    (shown, poses), = loader.batches(order, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(shown, poses)
+    untouched = (shown == whole).flatten(1).all(dim=1)
+    assert 0 < untouched.sum() < 8
+    # What one of several processes sees is its share of that.
+    (part, _), = loader.batches(order, lambda count: slice(2, 5), torch.Generator().manual_seed(3))
+    assert torch.equal(part, shown[2:5])
+
+
 def test_a_recording_too_short_for_a_clip_is_refused():
     with pytest.raises(BadInput, match="no 4 frames in a row .*--train_vi_len"):
         dataloader.ClipLoader(recording_of([0, 1, 2, 5, 6, 7, 9]), 4, 1, 2)

@@ -237,10 +237,26 @@ def test_weights_that_are_lost_are_refused_before_old_results_go(data, checkpoin
     assert "NaN" in message
 
 
+def test_histograms_are_matched_as_in_training_unless_told(data, checkpoint, tmp_path, refused):
+    trained = tmp_path / "trained.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"flags": {"match_histogram": "first"}}, trained)
+    rows = {name: read_submission(generate(data, path, tmp_path / name, "--latent", "mean", *flags))
+            for name, path, flags in (("as trained", trained, []), ("plain", checkpoint, []),
+                                      ("first", checkpoint, ["--match_histogram", "first"]),
+                                      ("off", trained, ["--no-match_histogram"]))}
+    assert np.array_equal(rows["as trained"], rows["first"]) and np.array_equal(rows["off"], rows["plain"])
+    assert not np.array_equal(rows["first"], rows["plain"])
+    torch.save(state | {"flags": {"match_histogram": "nonsense"}}, trained)
+    assert "nonsense" in refused("Tester.py", "--DR", data, "--ckpt_path", trained, "--save_root", tmp_path / "r",
+                                 *FLAGS, untouched=tmp_path)
+
+
 # Bad input
 
 @pytest.mark.parametrize("flags, words", [
-    (["--split", "train"], "--split"), (["--latent", "posterior"], "--latent"), (["--seed", "-1"], "--seed"),
+    (["--split", "train"], "--split"), (["--match_histogram", "last"], "--match_histogram"),
+    (["--latent", "posterior"], "--latent"), (["--seed", "-1"], "--seed"),
     (["--val_vi_len", "1"], "--val_vi_len"), (["--fps", "0"], "--fps"), (["--fps", "nan"], "--fps"),
     (["--make_gif", "--fps", "60"], "fps|frames per second"),
     (["--split", "val"], "6 frames, fewer than --val_vi_len 630"),

@@ -42,7 +42,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-WHOLE = ["--tfr_sde", "1", "--tfr_d_step", "0.3", "--tf_draw", "clip"]
+WHOLE = ["--tfr_sde", "1", "--tfr_d_step", "0.3", "--tf_draw", "clip", "--crop_fraction", "0.5", "--match_histogram"]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,8 @@ def test_a_step_reads_nothing_back_from_the_device(forced):
 def test_a_run_folder_holds_everything(whole_run, data):
     names = {re.sub(r"events\.out\.tfevents\..*", "events", name) for name in contents(whole_run)}
     assert names == {".lock", "config.json", "metrics.csv", "timing.csv", "events", "last.ckpt", "best.ckpt",
-                     "epoch=0.ckpt", "epoch=3.ckpt", "figures/loss.png", "figures/teacher_forcing.png",
+                     "epoch=0.ckpt", "epoch=3.ckpt", "psnr_best.csv", "psnr_epoch=0.csv", "psnr_epoch=3.csv",
+                     "figures/loss.png", "figures/teacher_forcing.png",
                      "figures/psnr_per_frame.png",
                      "figures/val.gif", "figures/val_epoch=0.gif", "figures/val_epoch=3.gif"}
     config = json.loads((whole_run / "config.json").read_text())
@@ -125,6 +126,10 @@ def test_best_is_the_epoch_with_the_highest_psnr(whole_run):
     rows = [float(row["val_psnr"]) for row in read_csv(whole_run / "metrics.csv")]
     state = torch.load(whole_run / "best.ckpt", weights_only=True)
     assert state["epoch"] == 1 + rows.index(max(rows)) and state["best_psnr"] == max(rows)
+    per_frame = read_csv(whole_run / "psnr_best.csv")
+    assert [row["frame"] for row in per_frame] == ["1", "2", "3", "4", "5"]
+    assert {row["epoch"] for row in per_frame} == {str(rows.index(max(rows)))}
+    assert sum(float(row["psnr"]) for row in per_frame) / 5 == pytest.approx(max(rows))
 
 
 def test_validation_only_where_asked_and_in_the_last_epoch(data, tmp_path, no_figures):
@@ -195,6 +200,42 @@ def test_optimiser_flags_given_win_over_those_of_the_checkpoint(flags, expected,
     trainer.restore(state, whole_run / "last.ckpt")
     group, = trainer.optimizer.param_groups
     assert {name: group[name] for name in expected} == expected
+
+
+def test_finetuning_takes_weights_and_flags_and_nothing_else(whole_run, data, tmp_path, no_figures, capsys):
+    args, state = parse("--ckpt_path", whole_run / "last.ckpt", "--finetune", "--num_epoch", 2)
+    assert args.tfr_d_step == 0.3 and args.num_epoch == 2
+    trainer = Trainer.make_trainer(args, state)
+    fresh = Trainer.make_trainer(args, None)
+    assert all(torch.equal(value, state["model"][name]) for name, value in trainer.model.state_dict().items())
+    assert trainer.epoch == 0 and trainer.metrics == [] and not trainer.optimizer.state_dict()["state"]
+    for purpose, generator in trainer.generators.items():
+        assert torch.equal(generator.get_state(), fresh.generators[purpose].get_state())
+
+    run = tmp_path / "run"
+    rows = train(data, run, "--ckpt_path", whole_run / "last.ckpt", "--finetune", "--num_epoch", 2,
+                 "--no-store_visualization")
+    assert [row["tfr"] for row in rows] == ["1.0", "0.7"]  # the schedules have begun anew
+    assert "start anew" in capsys.readouterr().out
+    # Going on with that run is an ordinary continuation.
+    assert len(train(data, run, "--resume", "--num_epoch", 3)) == 3
+    assert torch.load(run / "last.ckpt", weights_only=True)["flags"]["match_histogram"] == "previous"
+
+
+def test_finetuning_never_replaces_the_run_that_it_starts_from_unasked(whole_run, data, tmp_path, refused):
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", whole_run, "--ckpt_path",
+                      whole_run / "last.ckpt", "--finetune", untouched=whole_run)
+    assert "holds a run already" in message
+
+
+def test_a_checkpoint_from_before_there_was_augmentation_continues(whole_run, data, tmp_path, no_figures):
+    state = torch.load(whole_run / "last.ckpt", weights_only=True)
+    del state["generators"]["augmentation"]
+    for flag in ("crop_fraction", "match_histogram"):
+        del state["flags"][flag]
+    torch.save(state, tmp_path / "old.ckpt")
+    assert len(train(data, tmp_path / "run", "--ckpt_path", tmp_path / "old.ckpt", "--num_epoch", 5,
+                     "--no-store_visualization")) == 5
 
 
 def test_resume_without_a_checkpoint_starts_anew(data, tmp_path, no_figures):
@@ -291,7 +332,7 @@ def test_defaults_are_those_of_the_course():
 
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
-NOT_IN_A_RECIPE = {"help", "DR", "save_root", "ckpt_path", "resume", "overwrite", "test", "device", "gpu",
+NOT_IN_A_RECIPE = {"help", "DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu",
                    "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic", "cache",
                    "cache_dir", "compile"}
 
@@ -346,6 +387,9 @@ def test_flags_from_a_file_and_after_it(tmp_path):
     (["--device", "tpu"], "--device"),
     (["--gpu", "0"], "--gpu"), (["--nonsense"], "--nonsense"), (["--test"], "--test .*--ckpt_path"),
     (["--resume", "--overwrite"], "--resume and --overwrite"), (["--num_workers", "-1"], "--num_workers"),
+    (["--crop_fraction", "1.1"], "--crop_fraction.*at most 1"), (["--match_histogram", "last"], "--match_histogram"),
+    (["--bptt", "--match_histogram"], "--bptt and --match_histogram"),
+    (["--finetune"], "--finetune .*--ckpt_path"),
     (["--seed", "-1"], "--seed")], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_impossible_flags_are_refused(flags, words, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *flags, untouched=tmp_path)
