@@ -28,7 +28,7 @@ from dataloader import (
 from modules import figures
 from modules.cvae import CVAE
 from modules.files import replacing
-from modules.metrics import brightness_error, course_score, psnr, repeat_first, ssim, to_uint8
+from modules.metrics import brightness_error, course_score, drift, psnr, repeat_first, ssim, to_uint8
 from modules.strategies import HISTOGRAM_REFERENCES
 from utils import (
     BadInput,
@@ -148,16 +148,17 @@ def score(video: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
-    """Means of a sequence's scores over its predicted frames 1..T-1; course_* over frames 1..600, as the course."""
+    """Means of a sequence's scores over its predicted frames 1..T-1; course_* and the drift over frames 1..600."""
     means = {name: scores[name][1:].mean().item() for name in SCORES[1:]}
     return {"frames": len(scores["frame"]) - 1, **means, "course_psnr": course_score(scores["psnr"]),
-            "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"])}
+            "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"]),
+            **drift(scores["psnr"], scores["brightness_error"])}
 
 
 def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tensor], truths: list[Tensor],
                  fps: float, settings: dict) -> None:
     """Write the scores and their pictures, and print the summary."""
-    summaries, curves, baselines = {}, {}, []
+    summaries, curves, brightness, baselines = {}, {}, {}, []
     for sequence, video, truth in zip(sequences, videos, truths, strict=True):
         scores = score(video, truth)
         rows = zip(*(scores[name].tolist() for name in SCORES), strict=True)
@@ -165,19 +166,26 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
         summary = summaries[sequence.name] = summarise(scores)
         curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
+        brightness[f"sequence {sequence.name}"] = scores["brightness_error"][1:]
         baselines.append(scores["psnr_repeat_first"][1:])
         print(f"sequence {sequence.name}: PSNR {summary['psnr']:.2f} dB (repeat the first frame "
               f"{summary['psnr_repeat_first']:.2f}), frames 1..600 {summary['course_psnr']:.2f} dB, SSIM "
-              f"{summary['ssim']:.4f}, brightness error {summary['brightness_error']:+.4f}")
+              f"{summary['ssim']:.4f}, brightness error {summary['brightness_error']:+.4f}; {describe_drift(summary)}")
     # One curve for all: each frame's mean over the sequences that are long enough.
     baseline = torch.nn.utils.rnn.pad_sequence(baselines, padding_value=torch.nan).nanmean(dim=1)
     curves["repeat the first frame"] = baseline
-    figures.plot_psnr(curves, folder / "psnr.png", "PSNR per frame, free-running")
+    figures.plot_psnr(curves, folder / "psnr.png", "PSNR per frame, free-running", brightness)
     mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]}
     write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
     print(f"mean of {len(summaries)} sequence(s): PSNR {mean['psnr']:.2f} dB, repeat the first frame "
           f"{mean['psnr_repeat_first']:.2f} dB, gain {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB, SSIM "
-          f"{mean['ssim']:.4f}")
+          f"{mean['ssim']:.4f}; {describe_drift(mean)}")
+
+
+def describe_drift(summary: dict[str, float]) -> str:
+    return (f"start {summary['psnr_start']:.2f} dB, end {summary['psnr_end']:.2f} dB, slope "
+            f"{summary['psnr_slope']:+.2f} dB per 600 frames, brightness error at the end "
+            f"{summary['brightness_error_end']:+.4f}")
 
 
 def make_parser() -> FlagParser:

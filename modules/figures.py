@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from modules.files import replacing
-from modules.metrics import to_uint8
+from modules.metrics import slope, to_uint8
 
 # Okabe and Ito's palette: the colours stay apart for every kind of colour vision, and in grey as well.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -25,6 +25,7 @@ SKY, ORANGE, GREY = "#56B4E9", "#E69F00", "#666666"
 CYCLE = [(BLUE, "-"), (VERMILION, "-"), (GREEN, "-"), (GREY, "--"), (PURPLE, "-"), (ORANGE, "--"), (SKY, ":")]
 DPI = 120
 MARKED_POINTS = 40  # up to so many points each gets a dot; more would merge into a thick line
+SLOPE_FROM = 120  # frames: the slope of a shorter roll-out says nothing about a long one
 SHOWN_HEIGHT = 128  # pixels: smaller clips are enlarged to at least this height
 SEPARATOR = 2  # columns between the clips of a tile, before any enlargement
 H264 = "libx264"  # ffmpeg's encoder; some builds leave it out for its licence
@@ -84,27 +85,40 @@ def plot_teacher_forcing(history: list[dict], path: str | Path) -> None:
     _finish(figure, [ratio, weight, loss], path, "Teacher forcing, KL weight and loss")
 
 
-def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: str) -> None:
-    """PSNR per frame of one or more roll-outs; the legend gives each one's mean.
+def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: str,
+              brightness: dict[str, Tensor | list[float]] | None = None) -> None:
+    """PSNR per frame of one or more roll-outs; the legend gives each one's mean and, where it is long, its slope.
 
     Parameters
     ----------
     curves : label -> dB of the frames 1, 2, ... (the given frame 0 is left out by the caller).
+    brightness : label -> brightness error of the same frames, drawn below; the labels are those of ``curves``.
 
     Raises
     ------
     OSError : the file cannot be written.
     """
-    figure, (panel,) = _panels(1, heights=(3.2,))
+    figure, (panel, *below) = _panels(1 + bool(brightness), heights=(3.2, 1.6)[:1 + bool(brightness)])
+    styles = {}
     for index, (label, values) in enumerate(curves.items()):
         values = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
-        color, style = CYCLE[index % len(CYCLE)]
+        styles[label] = CYCLE[index % len(CYCLE)]
         mean = f"mean {np.mean(values):.2f} dB" if values else "no frame"
-        marker = "." if len(values) <= MARKED_POINTS else None
-        panel.plot(range(1, len(values) + 1), values, style, color=color, marker=marker, linewidth=1.3,
-                   label=f"{label}, {mean}")
+        if len(values) >= SLOPE_FROM:
+            mean += f", slope {slope(values):+.1f} dB per 600 frames"
+        _per_frame(panel, values, *styles[label], f"{label}, {mean}")
     panel.set(ylabel="PSNR (dB)")
-    _finish(figure, [panel], path, title, "frame")
+    if brightness:
+        below[0].axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        for label, values in brightness.items():
+            _per_frame(below[0], torch.as_tensor(values, dtype=torch.float64).flatten().tolist(), *styles[label])
+        below[0].set_ylabel("brightness error")
+    _finish(figure, [panel, *below], path, title, "frame")
+
+
+def _per_frame(panel, values: list[float], color: str, style: str, label: str | None = None) -> None:
+    marker = "." if len(values) <= MARKED_POINTS else None
+    panel.plot(range(1, len(values) + 1), values, style, color=color, marker=marker, linewidth=1.3, label=label)
 
 
 def _panels(count: int, heights: tuple[float, ...]) -> tuple:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 PSNR_CAP = 100.0  # dB; equal frames have infinite PSNR, and one infinity would make every mean infinite
 SCORED_FRAMES = 600  # the course scores frames 1..600 of each sequence of 630
+DRIFT_WINDOW = 60  # frames at the start and at the end of those, which tell how far a roll-out drifts
 # Pixels per SSIM call, which holds some thirty float copies of what it compares. Small enough for a
 # processor's cache: chunks of 1 << 18 take three times as long and 300 MB more memory.
 SSIM_CHUNK_PIXELS = 1 << 14
@@ -168,6 +169,56 @@ def course_score(psnr_per_frame: Tensor | Sequence[float]) -> float:
             f"The score needs a vector with the PSNR of frame 0 and more, not shape {tuple(values.shape)}."
         )
     return values[1 : 1 + SCORED_FRAMES].mean().item()
+
+
+def slope(per_frame: Tensor | Sequence[float]) -> float:
+    """How fast a score falls over a roll-out: the slope of its least-squares line, for each `SCORED_FRAMES` frames.
+
+    Parameters
+    ----------
+    per_frame : Tensor (T,) or sequence of float
+        The score of frames that follow each other, in the score's unit; at least one.
+
+    Returns
+    -------
+    float
+        The score's unit per 600 frames; 0 for one frame. A NaN makes it NaN.
+    """
+    values = torch.as_tensor(per_frame, dtype=torch.float64).detach().cpu()
+    time = torch.arange(len(values), dtype=torch.float64)
+    time -= time.mean()
+    spread = time.square().sum().clamp(min=0.5)  # that of two frames; one has none, and no slope
+    return SCORED_FRAMES * ((time * (values - values.mean())).sum() / spread).item()
+
+
+def drift(psnr_per_frame: Tensor, brightness_per_frame: Tensor) -> dict[str, float]:
+    """How much worse a roll-out becomes over the frames that the course scores.
+
+    Parameters
+    ----------
+    psnr_per_frame, brightness_per_frame : Tensor (T,)
+        dB and brightness error of every frame, the given frame 0 included, which is left out. Of a sequence with
+        fewer than 601 frames all others count.
+
+    Returns
+    -------
+    dict
+        psnr_start, psnr_end: mean PSNR over the first and the last `DRIFT_WINDOW` of these frames, 1..60 and 541..600;
+        psnr_slope: dB per 600 frames; brightness_error_end: mean brightness error over the last window.
+
+    Raises
+    ------
+    ValueError
+        As `course_score`.
+    """
+    course_score(psnr_per_frame)
+    scored, brightness = (values[1 : 1 + SCORED_FRAMES] for values in (psnr_per_frame, brightness_per_frame))
+    return {
+        "psnr_start": scored[:DRIFT_WINDOW].mean().item(),
+        "psnr_end": scored[-DRIFT_WINDOW:].mean().item(),
+        "psnr_slope": slope(scored),
+        "brightness_error_end": brightness[-DRIFT_WINDOW:].mean().item(),
+    }
 
 
 def to_uint8(frames: Tensor) -> Tensor:

@@ -150,6 +150,17 @@ def test_psnr_curves_start_at_frame_1_and_name_their_mean(panels, tmp_path):
         figures.plot_psnr(curves, tmp_path / "psnr.png", "PSNR per frame")
 
 
+def test_a_long_roll_out_shows_its_slope_and_its_brightness_below(panels, tmp_path):
+    falling = torch.linspace(30, 24, 601)
+    figures.plot_psnr({"a": falling, "b": falling[:50]}, tmp_path / "p.png", "P", {"a": falling / 100, "b": [0.1] * 50})
+    above, below = panels.axes
+    assert labels_of(above)[0] == "a, mean 27.00 dB, slope -6.0 dB per 600 frames"
+    assert "slope" not in labels_of(above)[1]
+    curves = [line for line in below.get_lines() if len(line.get_xdata()) > 2]
+    assert [len(line.get_xdata()) for line in curves] == [601, 50]
+    assert [line.get_color() for line in curves] == [line.get_color() for line in above.get_lines()]
+
+
 def test_a_writer_that_fails_leaves_the_old_picture_and_no_rubbish(monkeypatch, tmp_path):
     path = tmp_path / "plot.png"
     path.write_bytes(b"the old picture")

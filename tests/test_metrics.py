@@ -1,6 +1,7 @@
 """python -m pytest tests/test_metrics.py"""
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +10,10 @@ from modules.metrics import (
     SCORED_FRAMES,
     brightness_error,
     course_score,
+    drift,
     psnr,
     repeat_first,
+    slope,
     ssim,
     to_uint8,
 )
@@ -159,6 +162,23 @@ def test_course_score_leaves_out_frame_0_and_what_follows_frame_600():
     values[0], values[1], values[600], values[601:] = 1e6, 20.0, 40.0, 1e6
     assert SCORED_FRAMES == 600
     assert course_score(values) == pytest.approx((598 * 10 + 20 + 40) / 600)
+
+
+def test_slope_is_numpys_line_over_600_frames():
+    values = torch.rand(629, generator=torch.Generator().manual_seed(0)) - torch.linspace(0, 3, 629)
+    assert slope(values) == pytest.approx(600 * np.polyfit(np.arange(629), values.double().numpy(), 1)[0])
+    assert slope([30.0, 29.0]) == pytest.approx(-600) and slope([30.0]) == 0 and slope([5.0] * 9) == pytest.approx(0)
+
+
+def test_drift_is_that_of_the_scored_frames():
+    frame = torch.arange(630.0)
+    psnr_per_frame, brightness = 40 - frame / 100, frame / 1000
+    psnr_per_frame[0] = 100  # the given frame
+    psnr_per_frame[601:], brightness[601:] = 0, 9  # not scored
+    expected = {"psnr_start": 40 - 0.305, "psnr_end": 40 - 5.705, "psnr_slope": -6.0, "brightness_error_end": 0.5705}
+    assert drift(psnr_per_frame, brightness) == pytest.approx(expected, rel=1e-4)
+    short = drift(torch.tensor([100.0, 20.0, 22.0]), torch.tensor([0.0, 0.1, 0.3]))
+    assert short == pytest.approx({"psnr_start": 21, "psnr_end": 21, "psnr_slope": 1200, "brightness_error_end": 0.2})
 
 
 def test_course_score_of_a_short_sequence():

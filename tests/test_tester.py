@@ -149,6 +149,8 @@ def test_scores_are_those_of_the_submitted_pixels(scored):
         assert entry["psnr_repeat_first"] == pytest.approx(np.mean(repeat[1:]), rel=1e-5)
         assert entry["course_psnr"] == pytest.approx(course_score(expected), rel=1e-5)
         assert entry["ssim"] == pytest.approx(np.mean([float(row["ssim"]) for row in table[1:]]), rel=1e-5)
+        assert entry["psnr_end"] == pytest.approx(entry["psnr"], rel=1e-5)  # shorter than the window of the drift
+        assert entry["brightness_error_end"] == pytest.approx(np.mean(dark[1:]), rel=1e-4, abs=1e-5)
         means.append(entry["psnr"])
     assert summary["mean"]["psnr"] == pytest.approx(np.mean(means))
     assert expected[0] == 100.0 and max(expected[1:]) < 40  # the given frame is perfect, and in no mean
