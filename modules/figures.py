@@ -99,13 +99,14 @@ def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: 
     OSError : the file cannot be written.
     """
     figure, (panel, *below) = _panels(1 + bool(brightness), heights=(3.2, 1.6)[:1 + bool(brightness)])
-    styles = {}
+    styles, note = {}, ""
     for index, (label, values) in enumerate(curves.items()):
         values = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
         styles[label] = CYCLE[index % len(CYCLE)]
         mean = f"mean {np.mean(values):.2f} dB" if values else "no frame"
         if len(values) >= SLOPE_FROM:
-            mean += f", slope {slope(values):+.1f} dB per 600 frames"
+            mean += f", slope {slope(values):+.1f}"
+            note = "; slopes in dB per 600 frames"
         _per_frame(panel, values, *styles[label], f"{label}, {mean}")
     panel.set(ylabel="PSNR (dB)")
     if brightness:
@@ -113,7 +114,7 @@ def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: 
         for label, values in brightness.items():
             _per_frame(below[0], torch.as_tensor(values, dtype=torch.float64).flatten().tolist(), *styles[label])
         below[0].set_ylabel("brightness error")
-    _finish(figure, [panel, *below], path, title, "frame")
+    _finish(figure, [panel, *below], path, title + note, "frame")
 
 
 def _per_frame(panel, values: list[float], color: str, style: str, label: str | None = None) -> None:
