@@ -27,6 +27,7 @@ CYCLE = [(BLUE, "-"), (VERMILION, "-"), (GREEN, "-"), (GREY, "--"), (PURPLE, "-"
 RUN_COLOURS, RUN_STYLES = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY], ["-", "--", ":", "-."]
 DPI = 120
 COMPARED_WIDTH, COMPARED_DPI = 5.5, 175  # inches; as many pixels as the others, with letters for a telephone
+CROWDED = 300  # epochs from which on compared lines are thinner: what jumps up and down would become a surface
 LONGEST_NAME = 40  # letters of a run's name that a legend has room for, with a remark after it
 FAR_APART = 20  # ratio of two runs' KL weights from which on the smaller would be a flat line on a linear scale
 MARKED_POINTS = 40  # up to so many points each gets a dot; more would merge into a thick line
@@ -263,7 +264,8 @@ def _compare_curves(panel, runs: dict[str, list[dict]], key: str, title: str) ->
     span = max((history[-1]["epoch"] for history in runs.values() if history), default=0)
     for index, history in enumerate(runs.values()):
         color, style = run_style(index)
-        _curve(panel, history, key, color, None, _run_width(index, len(runs)), style, span)
+        width = _run_width(index, len(runs)) / (2 if span > CROWDED else 1)
+        _curve(panel, history, key, color, None, width, style, span)
         _mark_lost(panel, history, key, color=color, label=None, foot=0.03 + 0.05 * (index % 8))
 
 

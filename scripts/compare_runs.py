@@ -120,8 +120,6 @@ def read_run(folder: Path, name: str) -> Run:
     for path in folder.glob("psnr_epoch=*.csv"):
         if recorded := read_psnr(path):
             run.per_frame[recorded[0]] = recorded[1]
-    if run.history and run.best_per_frame is None and run.last("val_psnr") is not None:
-        run.notes.append("no psnr_best.csv: PSNR per frame at the best epoch was not recorded")
     return run
 
 
@@ -197,11 +195,13 @@ def choose_moments(runs: list[Run], epochs: list[int]) -> tuple[dict[str, dict],
 
     Returns
     -------
-    Moments that at least one run has recorded, and a sentence for each run that lacks a chosen epoch.
+    Moments that at least one run has recorded, and a sentence for each that a run lacks.
     """
     moments = {"best epoch": {run.name: run.best_per_frame for run in runs}}
-    notes = [f"{run.name}: it has recorded the PSNR per frame of no epoch but the best" for run in runs
-             if epochs and run.best_per_frame and not run.per_frame]
+    lacking = [run.name for run in runs if run.history and not run.best_per_frame]
+    notes = [f"PSNR per frame at the best epoch was not recorded by {', '.join(lacking)}"] * bool(lacking)
+    lacking = [run.name for run in runs if run.history and not run.per_frame]
+    notes += [f"PSNR per frame at chosen epochs was not recorded by {', '.join(lacking)}"] * bool(lacking and epochs)
     for epoch in dict.fromkeys(epochs):
         curves = moments[f"epoch {epoch}"] = dict.fromkeys((run.name for run in runs), None)
         for run in runs:
@@ -253,7 +253,7 @@ def draw(runs: list[Run], epochs: list[int], folder: Path) -> tuple[dict[str, Pa
         figures.compare_psnr_per_frame(moments, paths["PSNR per frame"])
     else:
         (folder / "compare_psnr_per_frame.png").unlink(missing_ok=True)  # of other runs
-        notes.append("no PSNR per frame: no run has recorded it (psnr_best.csv, psnr_epoch=N.csv)")
+        notes = ["no figure of PSNR per frame: no run has recorded it (psnr_best.csv, psnr_epoch=N.csv)"]
     return paths, notes
 
 

@@ -70,7 +70,7 @@ def test_runs_of_any_state_are_listed_and_drawn(tmp_path, compare):
     assert cells(output, "begun")[-4:] == ["stopped,", "no", "epoch", "yet"]
     assert cells(output, "bare") == ["bare", "24.00", "dB", "4", "5", "of", "?", "0.5", "0.01", "stopped"]
     assert cells(output, "going")[-1] == "running"
-    assert "bare: config.json cannot be read" in output and "bare: no psnr_best.csv" in output
+    assert "bare: config.json cannot be read" in output and "not recorded by crashed, bare, going" in output
     pictures = sorted((tmp_path / "here" / "compare").iterdir())
     assert [path.name for path in pictures] == ["compare_losses.png", "compare_psnr.png", "compare_psnr_per_frame.png",
                                                 "compare_schedules.png"]
@@ -96,7 +96,9 @@ def test_a_chosen_epoch_that_a_run_lacks_is_drawn_at_the_nearest(tmp_path):
     assert list(moments) == ["best epoch", "epoch 5", "epoch 100"]
     assert moments["epoch 5"] == {"a": (6, [29.0, 28.0, 27.0]), "b": (5, [29.0, 28.0, 27.0]), "old": None}
     assert moments["best epoch"]["a"][0] == 6 and moments["best epoch"]["old"] is None
-    assert notes == ["a: no PSNR per frame of epoch 5, epoch 6 is drawn; recorded are 0, 3, 6",
+    assert notes == ["PSNR per frame at the best epoch was not recorded by old",
+                     "PSNR per frame at chosen epochs was not recorded by old",
+                     "a: no PSNR per frame of epoch 5, epoch 6 is drawn; recorded are 0, 3, 6",
                      "a: no PSNR per frame of epoch 100, epoch 6 is drawn; recorded are 0, 3, 6",
                      "b: no PSNR per frame of epoch 100, epoch 5 is drawn; recorded are 5"]
 
@@ -105,7 +107,7 @@ def test_runs_that_recorded_no_psnr_per_frame_leave_the_picture_out(tmp_path, co
     for name in ("compare_losses", "compare_schedules", "compare_quality"):
         monkeypatch.setattr(compare_runs.figures, name, lambda *_: None)
     code, output, _ = compare(write_run(tmp_path / "old"), "--epochs", 3, "--save_root", tmp_path / "out")
-    assert code == 0 and "no PSNR per frame: no run has recorded it" in output
+    assert code == 0 and "no run has recorded it" in output
     assert not (tmp_path / "out" / "compare_psnr_per_frame.png").exists()
 
 
