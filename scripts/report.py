@@ -48,7 +48,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top:
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
          min-width: 4rem; max-width: 12rem; overflow-wrap: break-word; }
-td:first-child { min-width: 7rem; } .number { text-align: right; } td.number, .flag { white-space: nowrap; }
+td:first-child { min-width: 8rem; } .number { text-align: right; } td.number, .whole { white-space: nowrap; }
 .grid { display: grid; gap: 1.5rem; align-items: start;
         grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 figure { margin: 0; } figcaption { font-size: .9rem; } img { max-width: 100%; height: auto; display: block; }
@@ -56,7 +56,7 @@ img.pixels { image-rendering: pixelated; width: 100%; }
 .columns { columns: 30rem; column-gap: 1.5rem; } .columns figure { break-inside: avoid; margin-bottom: 1.5rem; }
 pre { white-space: pre-wrap; background: #f4f4f4; padding: .6rem; font-size: .85rem; }
 summary { cursor: pointer; padding: .4rem 0; } .note { color: #555; font-size: .9rem; }
-.line { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle; border-top: 3px; }
+.line { display: inline-block; width: 1.1rem; margin-right: .4rem; vertical-align: middle; border-top: 3px; }
 """
 
 
@@ -102,10 +102,10 @@ def lines_of(notes: list[str]) -> str:
 
 def scores(runs: list[Run]) -> str:
     rows = []
-    for index, (name, *cells) in enumerate(score_table(runs)):
+    for index, (name, *cells, state) in enumerate(score_table(runs)):
         color, style = figures.run_style(index)
         line = f'<span class="line" style="border-top-style: {DRAWN_LINES[style]}; border-color: {color}"></span>'
-        rows.append([line + escape(name), *map(escape, cells)])
+        rows.append([line + escape(name), *map(escape, cells), f'<span class="whole">{escape(state)}</span>'])
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + what_does_not_compare(runs)
     return section("Best scores", table(map(escape, TABLE), rows, range(1, len(TABLE) - 1)),
                    lines_of(["PSNR is the mean over the frames of the free-running validation roll-out. Losses are the "
@@ -140,7 +140,7 @@ def setting(run: Run, flag: str) -> str:
 
 
 def flag_cell(flag: str) -> str:
-    return f'<span class="flag">--{escape(printable(flag))}</span>'
+    return f'<span class="whole">--{escape(printable(flag))}</span>'
 
 
 def settings(runs: list[Run]) -> str:
