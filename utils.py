@@ -420,6 +420,20 @@ def hold_run_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a run folder."""
+    if not (folder / ".owner.json").exists() or not (folder / ".lock").exists():
+        return False
+    try:
+        # A process that was killed has left its name, but not the lock.
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # another user's folder: take its word
+        return True
+
+
 class MetricLog:
     """metrics.csv, timing.csv and TensorBoard events of a run.
 

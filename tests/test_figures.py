@@ -93,9 +93,9 @@ def panels(monkeypatch):
     seen = SimpleNamespace(axes=[])
     finish = figures._finish
 
-    def spy(figure, axes, *args):
+    def spy(figure, axes, *args, **kwargs):
         seen.axes = axes
-        finish(figure, axes, *args)
+        finish(figure, axes, *args, **kwargs)
 
     monkeypatch.setattr(figures, "_finish", spy)
     return seen
@@ -179,6 +179,77 @@ def test_a_writer_that_fails_leaves_the_old_picture_and_no_rubbish(monkeypatch, 
 def test_figures_load_without_matplotlib_and_av():
     code = "import sys, modules.figures; assert not {'matplotlib', 'av', 'torchmetrics'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Plots that compare runs
+
+COMPARISONS = [figures.compare_losses, figures.compare_schedules, figures.compare_quality]
+NAMES = ["_a$b$", "c^{_" * 30, "\\frac", "d" * 200]  # nothing in a name may be read as mathematics
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("plot", COMPARISONS)
+def test_any_set_of_histories_can_be_compared(plot, tmp_path):
+    plot(HISTORIES, tmp_path / "plot.png")
+    seen = colours(tmp_path / "plot.png")
+    assert seen[figures.BLUE] > 500  # the first one, "full"
+    plot({name: make_history(4) for name in NAMES}, tmp_path / "plot.png")
+    plot({"empty": []}, tmp_path / "plot.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_psnr_per_frame_of_runs_that_did_not_record_it(panels, tmp_path):
+    moments = {"best epoch": {"a": (7, [30.0, 20.0, math.inf]), "b": None, "c": (0, [NAN])},
+               "epoch 3": {"a": None, "b": None, "c": (3, [21.0])}}
+    figures.compare_psnr_per_frame(moments, tmp_path / "plot.png")
+    first, second = map(labels_of, panels.axes)
+    assert first[1] == "b, not recorded" and second[2] == "c, epoch 3, mean 21.00 dB"
+    assert list(panels.axes[0].get_lines()[0].get_xdata()) == [1, 2, 3]
+    assert panels.axes[0].get_lines()[2].get_color() == panels.axes[1].get_lines()[2].get_color()  # run c
+
+
+def test_more_runs_than_colours_are_told_apart(panels, tmp_path):
+    runs = {f"run {index}": make_history(3) for index in range(20)}
+    figures.compare_losses(runs, tmp_path / "plot.png")
+    for panel in panels.axes:
+        looks = [(line.get_color(), line.get_linestyle()) for line in panel.get_lines()]
+        assert len(looks) == len(set(looks)) == 20
+        assert looks == [(line.get_color(), line.get_linestyle()) for line in panels.axes[0].get_lines()]
+
+
+def test_compared_losses_stand_apart_on_log_scales(panels, tmp_path):
+    figures.compare_losses({"a": make_history(9), "b": make_history(30)}, tmp_path / "plot.png")
+    assert [panel.get_yscale() for panel in panels.axes] == ["log"] * 4
+    titles = [panel.get_title(loc="left") for panel in panels.axes]
+    for title, words in zip(titles, ("training loss", "MSE", "KL", "validation loss"), strict=True):
+        assert words in title
+    assert [list(line.get_xdata()) for line in panels.axes[3].get_lines()] == [list(range(9)), list(range(30))]
+
+
+def test_epochs_with_teacher_forcing_are_a_row_of_bars_for_each_run(panels, tmp_path):
+    half = make_history(6)
+    for row in half:
+        row["tf_used"] = 0.5 if row["epoch"] in (2, 3) else 0.0
+    figures.compare_schedules({"a": make_history(4), "half": half, "none yet": []}, tmp_path / "plot.png")
+    assert panels.axes[0].get_yscale() == "linear"  # equal weights
+    bars = panels.axes[2]
+    heights = [[value - patch.get_data().baseline for value in patch.get_data().values] for patch in bars.patches]
+    assert heights[0] == pytest.approx([0.85, 0, 0, 0.85])  # epochs 0 and 3 of make_history
+    assert heights[1] == pytest.approx([0, 0, 0.425, 0.425, 0, 0])
+    assert [patch.get_data().baseline for patch in bars.patches] == [2, 1]  # the rows, in the order of the legend
+    assert [patch.get_data().edges[0] for patch in bars.patches] == [-0.5, -0.5]
+
+
+def test_weights_of_different_size_are_both_seen(panels, tmp_path):
+    small = [row | {"beta": 1e-5} for row in make_history(5)]
+    figures.compare_schedules({"a": make_history(5), "small": small}, tmp_path / "plot.png")
+    assert panels.axes[0].get_yscale() == "log"
+
+
+def test_best_epoch_passes_over_what_is_not_finite():
+    assert figures.best(HISTORIES["NaN"], "val_psnr") == (11, 31.0)
+    assert figures.best(HISTORIES["only NaN"], "val_psnr") is None
+    assert figures.best(HISTORIES["no validation"], "val_psnr") is None
 
 
 # Tiles
@@ -284,6 +355,25 @@ def test_side_by_side_gif_has_all_three_clips(tmp_path):
     expected = figures.tile(truth, prediction, poses, labels=["truth", "prediction", "pose"])
     assert sum(durations) == 150 and frames.shape == expected.shape
     assert psnr(frames, expected, 255).min() > 33
+
+
+def test_a_shrunk_gif_has_the_models_own_pixels_and_no_labels(tmp_path):
+    truth, prediction, poses = make_clip(20), 1 - make_clip(20), torch.zeros(20, 3, 32, 64)
+    figures.side_by_side_gif(truth, prediction, poses, tmp_path / "side.gif", fps=12.5)
+    (tmp_path / "small.gif").write_bytes(figures.shrink_gif(tmp_path / "side.gif", labelled=True))
+    frames, durations, picture = read_gif(tmp_path / "small.gif")
+    assert durations == read_gif(tmp_path / "side.gif")[1] and picture.info["loop"] == 0
+    line = torch.full((20, 3, 32, 1), 128, dtype=torch.uint8)
+    parts = [to_uint8(truth), line, to_uint8(prediction), line, to_uint8(poses)]
+    assert psnr(frames, torch.cat(parts, dim=3), 255).min() > 30
+    assert (tmp_path / "small.gif").stat().st_size < (tmp_path / "side.gif").stat().st_size / 1.5
+
+
+def test_a_gif_that_was_not_enlarged_keeps_its_size(tmp_path):
+    clip = torch.rand(3, 3, 130, 40, generator=torch.Generator().manual_seed(0))
+    figures.write_gif(clip, tmp_path / "clip.gif")
+    (tmp_path / "same.gif").write_bytes(figures.shrink_gif(tmp_path / "clip.gif", labelled=False))
+    assert read_gif(tmp_path / "same.gif")[0].shape == clip.shape
 
 
 # MP4
