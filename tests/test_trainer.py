@@ -117,6 +117,20 @@ def test_a_run_folder_holds_everything(whole_run, data):
     assert not same_weights(whole_run / "last.ckpt", whole_run / "epoch=0.ckpt")
 
 
+def test_tensorboard_shows_the_numbers_of_the_table(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(whole_run))
+    events.Reload()
+    shown = set(events.Tags()["scalars"])
+    for name in utils.METRICS[1:]:
+        tag = name.replace("_", "/", 1)
+        shown.remove(tag)
+        expected = [(int(row["epoch"]), float(row[name])) for row in read_csv(whole_run / "metrics.csv")]
+        assert [event.step for event in events.Scalars(tag)] == [epoch for epoch, _ in expected]
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx([value for _, value in expected])
+    assert shown == {"speed/frames_per_second"}
+
+
 def test_the_gif_has_every_frame_of_the_validation(whole_run):
     with Image.open(whole_run / "figures" / "val.gif") as picture:
         assert picture.n_frames == 6
