@@ -690,12 +690,15 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
     """BadInput: flags that do not go together."""
     if args.resume and args.overwrite:
         raise BadInput("--resume and --overwrite: one continues the run in --save_root, the other deletes it; give one")
-    if args.resume and args.ckpt_path:
+    if args.resume and args.ckpt_path and not args.finetune:
         raise BadInput("--resume and --ckpt_path: --resume continues from --save_root/last.ckpt; give one of the two")
     if args.finetune and not args.ckpt_path:
         raise BadInput("--finetune starts from the weights of a checkpoint; give one with --ckpt_path")
+    if args.finetune and args.test:
+        raise BadInput("--finetune and --test: one trains, the other validates only; give one of the two")
     if args.bptt and args.match_histogram != "off":
-        raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give one of the two")
+        raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt or "
+                       "--no-match_histogram, also where the other comes from a checkpoint")
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
@@ -713,17 +716,18 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
               f"--nproc_per_node={args.gpu} Trainer.py ...", file=sys.stderr)
     if args.resume and (Path(args.save_root) / "last.ckpt").is_file():
         args.ckpt_path = str(Path(args.save_root) / "last.ckpt")
+        args.finetune = False  # that has begun already: the same command with --resume goes on
     if args.test and not args.ckpt_path:
         raise BadInput("--test validates a checkpoint; give one with --ckpt_path")
     if not args.ckpt_path:
         return args, None
-    ckpt_path = args.ckpt_path
+    ckpt_path, finetune = args.ckpt_path, args.finetune
     state = load_checkpoint(Path(ckpt_path))
     known = vars(args).keys() - set(CALL_FLAGS)
     # Written out as a command line before the one given: the parser checks both alike, and what comes later wins.
     saved = [word for flag, value in state["flags"].items() if flag in known for word in write_flag(flag, value)]
     args = parser.parse_args(saved + list(sys.argv[1:] if argv is None else argv))
-    args.ckpt_path = ckpt_path
+    args.ckpt_path, args.finetune = ckpt_path, finetune
     for flag in NETWORK_FLAGS:
         if getattr(args, flag) != state["network"][flag]:
             raise BadInput(f"--{flag} {getattr(args, flag)}: the checkpoint {ckpt_path} has {state['network'][flag]}; "
@@ -761,10 +765,9 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
         if held:
             hold.enter_context(hold_run_folder(folder))
         args, state = parse_flags(argv)
-        if state is not None and args.finetune:
-            print(f"{args.ckpt_path}: its weights; epochs, schedules and optimiser start anew")
-        elif state is not None and "recognised" in state:
-            print(f"{args.ckpt_path}: {state['recognised']}; epochs, schedules and optimiser start anew")
+        if state is not None and (args.finetune or "recognised" in state):
+            print(f"{args.ckpt_path}: {state.get('recognised', 'its weights')}; epochs, schedules and optimiser start "
+                  "anew")
         if args.test:
             processes.broadcast(None)
             test(args, state)

@@ -155,7 +155,10 @@ class ChoiceOrOff(argparse.Action):
         super().__init__(option_strings, dest, nargs="?", **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, "off" if option_string.startswith("--no-") else values)
+        is_off = option_string.startswith("--no-")
+        if is_off and values != self.const:
+            parser.error(f"{option_string} takes no value")
+        setattr(namespace, self.dest, "off" if is_off else values)
 
 
 def number(kind: type, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
@@ -292,8 +295,8 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
     places = {"order": "cpu", "teacher_forcing": "cpu", "latent": device}
     generators = {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
                   for index, (purpose, place) in enumerate(places.items())}
-    # Beyond the seeds of the others, which stay what they were before there was this one.
-    return generators | {"augmentation": torch.Generator().manual_seed(2**40 + seed)}
+    # Far from the others', which stay what they were: a CPU generator takes the lower 32 bits of a seed.
+    return generators | {"augmentation": torch.Generator().manual_seed(2**31 + seed * len(places))}
 
 
 # Files
@@ -385,7 +388,11 @@ def check_run_folder(args: argparse.Namespace) -> list[Path]:
     if not args.overwrite:
         raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
                        "--overwrite, or choose another folder")
-    return [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
+    old = [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
+    if args.ckpt_path and Path(args.ckpt_path).resolve() in [path.resolve() for path in old]:
+        raise BadInput(f"--overwrite deletes the run in {folder}, and {args.ckpt_path} with it; choose another "
+                       "--save_root")
+    return old
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def read(path: Path) -> dict:
         if not isinstance(flag, str) or not (value is None or numbers or isinstance(value, str) or _is_number(value)
                                              or isinstance(value, bool)):
             raise ValueError("its flags are damaged; give another checkpoint")
+    if not (state.get("epoch") is None or _is_count(state["epoch"], 0, 10**9)):
+        raise ValueError("its epoch is no number of epochs; give another checkpoint")
     _check_weights(state["network"], state["model"])
     return state
 

@@ -45,8 +45,8 @@ class CVAE(nn.Module):
         if match_histogram not in HISTOGRAM_REFERENCES:
             raise ValueError(f'--match_histogram {match_histogram}: choose one of {", ".join(HISTOGRAM_REFERENCES)}')
         if bptt and match_histogram != "off":
-            raise ValueError("--bptt and --match_histogram: no gradient passes a matched histogram; give one of the "
-                             "two")
+            raise ValueError("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt "
+                             "or --no-match_histogram, also where the other comes from a checkpoint")
         self.frame_encoder = FrameEncoder(F_dim)
         self.label_encoder = LabelEncoder(L_dim, template_activations)
         self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)

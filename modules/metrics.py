@@ -172,7 +172,7 @@ def course_score(psnr_per_frame: Tensor | Sequence[float]) -> float:
 
 
 def slope(per_frame: Tensor | Sequence[float]) -> float:
-    """How fast a score falls over a roll-out: the slope of its least-squares line, for each `SCORED_FRAMES` frames.
+    """How fast a score changes over a roll-out: the slope of its least-squares line, for each `SCORED_FRAMES` frames.
 
     Parameters
     ----------

@@ -18,13 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 from modules import figures  # noqa: E402
-from utils import BadInput, FlagParser, check_writable, folder_name, is_held, number, run_main  # noqa: E402
+from utils import BadInput, FlagParser, check_writable, folder_name, is_held, number, run_main, tell  # noqa: E402
 
 # What runs must share for their numbers to mean the same: flags, and what differs if they differ.
 COMPARABLE = ((("train_vi_len",), "a training loss is a sum over a clip's frames: training loss, MSE and KL"),
               (("kl_reduction", "N_dim"), "KL is taken over the latent map: KL and training loss"),
-              (("val_vi_len", "frame_H", "frame_W", "val_latent"), "the validations are not the same task: PSNR and "
-                                                                   "validation loss"))
+              (("DR", "val_vi_len", "frame_H", "frame_W", "val_latent"), "the validations may not be the same task: "
+                                                                         "PSNR and validation loss"))
 
 
 @dataclass
@@ -69,7 +69,7 @@ def read_runs(folders: list[Path], names: list[str] | None = None) -> list[Run]:
 
     Raises
     ------
-    BadInput : a folder is no run or is given twice, a file in it is damaged, or the names do not fit.
+    BadInput : none is a run, one is not there or given twice, a file in one is damaged, or the names do not fit.
     """
     real = [folder.resolve() for folder in folders]
     for index, folder in enumerate(folders):
@@ -83,7 +83,19 @@ def read_runs(folders: list[Path], names: list[str] | None = None) -> list[Run]:
     if names is not None and (len(set(names)) < len(names) or not all(map(str.strip, names))):
         raise BadInput("--names: two names are equal or one is empty; give each run a name of its own")
     names = list(map(printable, names or shortest_names(real)))
-    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        if is_run(folder):
+            runs.append(read_run(folder, name))
+        else:  # runs/* finds pictures and results, too
+            tell(f"{printable(str(folder))} holds neither config.json nor metrics.csv, so it is no run: passed over")
+    if not runs:
+        raise BadInput("none of the folders is a run; give the --save_root of a run of Trainer.py")
+    return runs
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "metrics.csv").is_file()
 
 
 def shortest_names(folders: list[Path]) -> list[str]:
@@ -103,10 +115,7 @@ def printable(text: str) -> str:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read one run folder. BadInput: it is no run, or a table in it is damaged; the message names file and line."""
-    if not (folder / "config.json").is_file() and not (folder / "metrics.csv").is_file():
-        raise BadInput(f"RUN {printable(str(folder))} holds neither config.json nor metrics.csv, so it is no run; give "
-                       "the --save_root of a run of Trainer.py")
+    """Read one run folder. BadInput: a table in it is damaged; the message names file and line."""
     run = Run(folder, name, {}, read_metrics(folder / "metrics.csv"), is_held(folder))
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ from compare_runs import (  # noqa: E402
 from dataloader import natural_order  # noqa: E402
 from modules import figures  # noqa: E402
 from modules.files import replacing  # noqa: E402
-from Trainer import CALL_FLAGS  # noqa: E402
+from Trainer import CALL_FLAGS, make_parser  # noqa: E402
 from utils import BadInput, FlagParser, check_writable, run_main  # noqa: E402
 
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of a call, which say nothing about the training
@@ -140,17 +140,36 @@ def setting(run: Run, flag: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def calls_of(run: Run) -> list[dict]:
+    """What config.json tells of each call of a run, the latest last."""
+    before = run.config.get("before")
+    return [call for call in (*(before if isinstance(before, list) else []), run.config)
+            if isinstance(call, dict) and call]
+
+
+def origin(run: Run) -> str | None:
+    """The checkpoint that a fine-tuned run began with; its later calls continue the run itself."""
+    flags = [call["flags"] for call in calls_of(run) if isinstance(call.get("flags"), dict)]
+    return next((printable(str(flag.get("ckpt_path"))) for flag in flags if flag.get("finetune")), None)
+
+
 def flag_cell(flag: str) -> str:
     return f'<span class="whole">--{escape(printable(flag))}</span>'
 
 
 def settings(runs: list[Run]) -> str:
     """The flags that differ, and those that all runs share folded away."""
-    known = [run for run in runs if run.flags]  # what is unknown does not differ
+    known = [run for run in runs if run.flags]
     flags = [flag for flag in dict.fromkeys(flag for run in known for flag in run.flags) if flag not in NO_SETTINGS]
-    differing = [flag for flag in flags if len({setting(run, flag) for run in known}) > 1]
-    shared = [flag for flag in flags if flag not in differing]
+    # A run from before there was a flag was trained as its default is now.
+    defaults = vars(make_parser().parse_args(["--DR", "", "--save_root", "-"]))
+    differing = [flag for flag in flags
+                 if len({json.dumps(run.flags.get(flag, defaults.get(flag))) for run in known}) > 1]
+    shared = [flag for flag in flags if flag not in differing and flag in known[0].flags]
     parts = []
+    if any(map(origin, runs)):
+        parts.append(table(["run", "starts from the weights of"],
+                           [[escape(run.name), escape(origin(run) or "-")] for run in runs], name="origins"))
     if differing:
         rows = [[flag_cell(flag), *(escape(setting(run, flag)) for run in runs)] for flag in differing]
         parts.append(table(["flag", *(escape(run.name) for run in runs)], rows, name="differing"))
@@ -166,9 +185,7 @@ def settings(runs: list[Run]) -> str:
 def commands(runs: list[Run]) -> str:
     parts = []
     for run in runs:
-        before = run.config.get("before")
-        calls = [call for call in (*(before if isinstance(before, list) else []), run.config)
-                 if isinstance(call, dict) and call]
+        calls = calls_of(run)
         parts.append(f"<h3>{escape(run.name)}</h3>")
         if not calls:
             parts.append('<p class="note">unknown: there is no config.json</p>')
@@ -208,8 +225,8 @@ def result(folder: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"--results {printable(str(path))} is no summary of Tester.py ({type(error).__name__}: "
                            f"{printable(str(error))}); run Tester.py again with --overwrite") from error
-        what = ", ".join(f"{name} {summary[name]}" for name in ("checkpoint", "epochs", "split", "latent", "seed")
-                         if name in summary)
+        what = ", ".join(f"{name} {summary[name]}" for name in ("checkpoint", "epochs", "split", "latent", "seed",
+                                                            "match_histogram") if name in summary)
         parts += [lines_of([what]), table(["sequence", *(RESULT_SCORES[column] for column in columns)], rows,
                                             range(1, len(columns) + 1))]
     pictures = []
@@ -250,6 +267,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.output.is_dir():
         raise BadInput(f"--output {args.output} is a folder; give the name of a file in it")
+    if args.output.exists() and args.output.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"--output {args.output} is there already and is no .html file; choose another name")
     check_writable(args.output.parent, "--output in")
     page = build(read_runs(args.runs, args.names), args.epochs, args.results, printable(args.title))
     with replacing(args.output) as temporary:

@@ -66,6 +66,8 @@ def read_result(folder: Path) -> tuple[str, dict[str, dict[str, Tensor]]]:
                 rows = list(csv.DictReader(file))
             scores[path.stem[3:]] = {column: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
                                      for column in ("psnr", "brightness_error")}
+        if split not in ("test", "val") or not scores or (split == "val" and set(scores) != {"val"}):
+            raise ValueError("summary.json and seq*.csv do not belong together")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder}: there are no scores of Tester.py, or damaged ones ({error}); run it with --truth or "
                        "--split val") from error
@@ -94,11 +96,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'result':{width}}  group    frames   PSNR, dB  brightness error   slope, dB per 600 frames")
     for result in args.results:
         split, scores = read_result(Path(result))
-        if split not in labels and split == "test":
-            labels[split] = {sequence.name: sequence.labels for sequence in read_test_sequences(root, *how)}
+        if split == "val":
+            labels[split] = {"val": read_validation(root, len(scores["val"]["psnr"]), *how).labels}
         elif split not in labels:
-            length = len(scores["val"]["psnr"])
-            labels[split] = {"val": read_validation(root, length, *how).labels}
+            labels[split] = {sequence.name: sequence.labels for sequence in read_test_sequences(root, *how)}
         groups: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
         slopes = []
         for name, score in scores.items():

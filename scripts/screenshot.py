@@ -36,6 +36,8 @@ def open_browser():
             raise BadInput(f"no Chromium can be started ({str(error).splitlines()[0]}); {HOW_TO_GET}") from error
         try:
             yield browser
+        except Error as error:
+            raise BadInput(f"the browser cannot show the file ({str(error).splitlines()[0]})") from error
         finally:
             browser.close()
 

@@ -40,6 +40,10 @@ def test_three_settings_are_trained_alike_and_drawn(data, tmp_path):
     ([], "--save_root is missing"), (["--save_root"], "--save_root needs a value"),
     (["--save_root", "r", "--kl_anneal_cycle", "3"], "--kl_anneal_cycle: .*--cyclical_cycle"),
     (["--save_root", "r", "--ckpt_path=x"], "start anew"),
+    (["--save_root", "r", "--kl_anneal_stop", "2"], "from 0 to 1"),
+    (["--save_root", "r", "--resume", "--overwrite"], "--resume and --overwrite"),
+    (["--save_root", "r", "--monotonic_cycle", "0"], "--monotonic_cycle 0"),
+    (["--save_root", "r", "--cyclical_ratio", "x"], "--cyclical_ratio x"),
     (["--save_root", "r", "--DR", "/gone"], "/gone")])
 def test_impossible_flags_are_refused(flags, words, tmp_path):
     flags = [str(tmp_path / "r") if flag == "r" else flag for flag in flags]

@@ -61,6 +61,8 @@ def test_means_leave_out_the_given_frame(result, capsys):
 @pytest.mark.parametrize("damage, words", [
     (lambda folder: (folder / "summary.json").unlink(), "no scores of Tester.py"),
     (lambda folder: (folder / "summary.json").write_text("{"), "damaged"),
+    (lambda folder: (folder / "seq0.csv").unlink(), "do not belong together"),
+    (lambda folder: (folder / "summary.json").write_text('{"split": "val"}'), "do not belong together"),
     (lambda folder: (folder / "seq0.csv").rename(folder / "seq7.csv"), "sequence 7 is not that of --DR"),
     (lambda folder: (folder / "seq0.csv").write_text("frame,psnr\n0,1\n"), "damaged")])
 def test_what_is_no_result_is_refused(damage, words, result):

@@ -236,6 +236,21 @@ def test_finetuning_takes_weights_and_flags_and_nothing_else(whole_run, data, tm
     assert torch.load(run / "last.ckpt", weights_only=True)["flags"]["match_histogram"] == "previous"
 
 
+def test_the_same_finetuning_with_resume_goes_on(whole_run, data, tmp_path, no_figures):
+    flags = ["--ckpt_path", whole_run / "last.ckpt", "--finetune", "--no-store_visualization"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rows = train(data, whole, *flags, "--num_epoch", 2)
+    train(data, parts, *flags, "--num_epoch", 1, "--resume")
+    assert train(data, parts, *flags, "--num_epoch", 2, "--resume") == rows
+    assert same_weights(whole / "last.ckpt", parts / "last.ckpt")
+
+
+def test_overwriting_never_deletes_the_given_weights(whole_run, data, refused):
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", whole_run, "--ckpt_path",
+                      whole_run / "best.ckpt", "--finetune", "--overwrite", untouched=whole_run)
+    assert "best.ckpt with it" in message
+
+
 def test_finetuning_never_replaces_the_run_that_it_starts_from_unasked(whole_run, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", whole_run, "--ckpt_path",
                       whole_run / "last.ckpt", "--finetune", untouched=whole_run)
@@ -404,6 +419,8 @@ def test_flags_from_a_file_and_after_it(tmp_path):
     (["--crop_fraction", "1.1"], "--crop_fraction.*at most 1"), (["--match_histogram", "last"], "--match_histogram"),
     (["--bptt", "--match_histogram"], "--bptt and --match_histogram"),
     (["--finetune"], "--finetune .*--ckpt_path"),
+    (["--finetune", "--test", "--ckpt_path", "x"], "--finetune and --test"),
+    (["--no-match_histogram", "first"], "takes no value"),
     (["--seed", "-1"], "--seed")], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_impossible_flags_are_refused(flags, words, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *flags, untouched=tmp_path)

@@ -105,7 +105,7 @@ def test_generators_are_repeatable_and_independent():
     assert set(draws[0]) == {"order", "teacher_forcing", "latent", "augmentation"}
     assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
     different = [tuple(draw.tolist()) for i in (0, 2, 3) for draw in draws[i].values()]
-    assert len(set(different)) == 9
+    assert len(set(different)) == 12
 
 
 # Files
