@@ -27,17 +27,18 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader import ClipLoader, FrameCache, read_recording, read_validation, to_float
+from dataloader import ClipLoader, Clips, FrameCache, read_recording, read_validation, to_float
 from modules import checkpoint, figures
+from modules.average import WeightAverage
 from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS
-from modules.cvae import CVAE, clip_loss
+from modules.cvae import CVAE, FEEDS, clip_loss
 from modules.files import replacing
 from modules.interrupts import Interrupted, Interrupts
 from modules.metrics import psnr, repeat_first
 from modules.processes import Processes
 from modules.safeguard import Safeguard
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
-from modules.strategies import HISTOGRAM_REFERENCES
+from modules.strategies import HISTOGRAM_REFERENCES, Replay
 from utils import (
     METRICS,
     TIMING,
@@ -125,6 +126,8 @@ class Trainer:
         self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
                                                           fused=True)
         self.safeguard = Safeguard(self.model, self.optimizer)
+        self.average = WeightAverage(self.model, args.ema)
+        self.replay: Replay | None = None  # with --replay, once the frames are known
         self.forward = self.model
         self.generators = make_generators(args.seed, device)
         self.epoch = 0  # the epoch to be run next, or the one under way
@@ -167,11 +170,22 @@ class Trainer:
         shares = {False: ("--partial", args.partial)}
         if args.fast_train:
             shares[True] = ("--fast_partial", args.fast_partial)
-        self.loaders = {}  # of the fast epochs (True), where there are any, and of all others (False)
+        self.loaders = {}  # by whether an epoch is a fast one, and by how often the clips' length has doubled
         for fast, (flag, share) in shares.items():
             recording = train.first(int(share * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
-            self.loaders[fast] = ClipLoader(recording, args.train_vi_len, args.clip_stride or args.train_vi_len,
-                                            args.batch_size, flag, args.crop_fraction)
+            for doublings in range(len(args.grow_vi_len) + 1):
+                length = args.train_vi_len * 2**doublings
+                # With --replay a clip begins with the frame that the clip before it predicts last.
+                stride = args.clip_stride or length - (args.replay > 0)
+                batch_size = max(args.batch_size // 2**doublings, self.processes.count)
+                self.loaders[fast, doublings] = ClipLoader(recording, length, stride, batch_size, flag,
+                                                           args.crop_fraction,
+                                                           args.reference_frame or args.feed == "first")
+        if args.replay:
+            if self.replay is None or len(self.replay.is_known) != len(train.frames):
+                # Also where the frames are others than they were.
+                self.replay = Replay(torch.zeros_like(train.frames), torch.zeros(len(train.frames), dtype=torch.bool))
+            self.replay = self.replay.to(self.device)
 
     def fit(self) -> None:
         """Train up to --num_epoch epochs; log, validate and save as the flags say.
@@ -182,7 +196,7 @@ class Trainer:
         BadInput : the numbers went bad; last.ckpt holds the latest good weights.
         """
         args = self.args
-        clips = len(self.loaders[False].starts)
+        clips = len(self.loaders[False, 0].starts)
         # By the length of the whole run, so that a continued one goes on with the same arithmetic.
         if compile_pays(args.compile, self.device, 0 if args.deterministic else
                         clips * args.train_vi_len * args.num_epoch):
@@ -208,26 +222,35 @@ class Trainer:
                 self.train_one_epoch()
                 self.finish_epoch(log)
 
+    @property
+    def loader(self) -> ClipLoader:
+        """Of the epoch that is to be run next or under way."""
+        args = self.args
+        return self.loaders[args.fast_train and self.epoch < args.fast_train_epoch,
+                            sum(self.epoch >= grown for grown in args.grow_vi_len)]
+
     def train_one_epoch(self) -> None:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch = self.args, self.epoch
-        loader = self.loaders[args.fast_train and epoch < args.fast_train_epoch]
+        loader = self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
         now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
         began, shown = time.perf_counter() - now.seconds, -math.inf
         self.model.train()
         batches = loader.batches(now.order[now.clips:], self.processes.share, self.generators["augmentation"])
         with progress_bar(batches, f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
-                          initial=now.clips // args.batch_size) as bar:
-            for step, (frames, labels) in enumerate(bar, start=1):
-                clips = min(args.batch_size, len(now.order) - now.clips)  # of the whole batch
+                          initial=now.clips // loader.batch_size) as bar:
+            for step, batch in enumerate(bar, start=1):
+                clips = min(loader.batch_size, len(now.order) - now.clips)  # of the whole batch
                 forced = now.forced
-                if forced is None:
+                if args.tf_draw == "blend":
+                    forced = torch.full((1,), ratio)
+                elif forced is None:
                     forced = self._draw_teacher_forcing(clips if args.tf_draw == "clip" else 1, ratio)
                 forced = forced.expand(clips)
                 now.lr = self.learning_rate(epoch + (now.clips + clips / 2) / len(now.order))
-                now.sums += self.train_step(frames, labels, forced, beta, now.lr)
-                now.clips, now.forced_clips = now.clips + clips, now.forced_clips + int(forced.sum())
+                now.sums += self.train_step(batch, forced, beta, now.lr)
+                now.clips, now.forced_clips = now.clips + clips, now.forced_clips + int((forced > 0).sum())
                 now.seconds = time.perf_counter() - began
                 if step % LOOK_EVERY == 0:
                     self.check_steps()
@@ -273,7 +296,8 @@ class Trainer:
                 self.wait_for_validation()
             self.epoch, self.under_way = epoch + 1, None
             return
-        self.estimate_statistics()
+        with self.average.applied():
+            self.estimate_statistics()
         self.check_state()
         loss, mse, kl, _, clips, skipped = now.sums.tolist()
         row = {"epoch": epoch, "train_loss": loss / clips, "train_mse": mse / clips, "train_kl": kl / clips,
@@ -291,7 +315,7 @@ class Trainer:
             self.best_psnr = max(self.best_psnr, self.validation["psnr"])
         log.add(row, {"epoch": epoch, "train_seconds": round(now.seconds, 3),
                       "val_seconds": round(time.perf_counter() - began, 3),
-                      "frames_per_second": round(now.clips * args.train_vi_len / max(now.seconds, 1e-3), 1)})
+                      "frames_per_second": round(now.clips * len(self.loader.window) / max(now.seconds, 1e-3), 1)})
         self.epoch, self.under_way = epoch + 1, None
         if is_save:
             self.save(self.folder / f"epoch={epoch}.ckpt")
@@ -341,7 +365,7 @@ class Trainer:
         if skipped < SKIPPED_IN_A_ROW and not none_counts:
             return
         loss, mse, kl, norm = seen
-        steps = -(-now.clips // self.args.batch_size)
+        steps = -(-now.clips // self.loader.batch_size)
         raise self._bad_numbers(
             f"the latest {skipped:.0f} steps, up to step {steps} of epoch {self.epoch}, were skipped for bad numbers; "
             f"the first of them had loss {loss:.3g}, MSE {mse:.3g}, KL {kl:.3g} and gradient norm {norm:.3g}, learning "
@@ -364,19 +388,20 @@ class Trainer:
                         f"{' or '.join(mends)}, or, where they are spoilt already, with best.ckpt as --ckpt_path and "
                         "another --save_root")
 
-    def train_step(self, frames: Tensor, labels: Tensor, forced: Tensor, beta: float, lr: float) -> Tensor:
+    def train_step(self, batch: Clips, forced: Tensor, beta: float, lr: float) -> Tensor:
         """One update of the weights.
 
         Parameters
         ----------
-        frames, labels : (S, T, 3, H, W) in [0, 1], this process's share of the B clips.
-        forced : bool (B,), which of all clips see real frames.
+        batch : this process's share of the B clips.
+        forced : bool (B,), which of all clips see real frames, or float, the share of the real frame in what they see.
 
         Returns
         -------
         (6,) on the device: loss, MSE, KL (summed over a clip's frames) and PSNR (dB, mean over frames), each times B;
         B; 0. A step whose loss or gradient is not finite changes nothing and returns zeros and a 1 at the end.
         """
+        args, frames = self.args, batch.frames
         clips, share = len(forced), self.processes.share(len(forced))
         self.safeguard.remember()
         for group in self.optimizer.param_groups:
@@ -384,29 +409,62 @@ class Trainer:
         # Every process draws the noise of the whole batch, so that it does not depend on how the batch is shared.
         noise = torch.randn(clips, frames.shape[1] - 1, self.model.N_dim, *frames.shape[-2:], device=self.device,
                             generator=self.generators["latent"])[share]
+        disturbance = None
+        if args.feedback_noise or args.feedback_jitter:
+            disturbance = self._draw_disturbance(clips, frames)[share]
+        targets = frames[:, 1:]
+        if self.replay is not None and batch.index is not None:
+            chosen = torch.rand(clips, generator=self.generators["augmentation"])[share] < args.replay
+            first = self.replay.recall(batch.index[:, 0], frames[:, 0],
+                                       chosen.to(self.device, non_blocking=True) & batch.is_whole)
+            frames = torch.cat([first[:, None], targets], dim=1)
         with self.autocast():
-            predictions, mu, logvar = self.forward(frames, labels, forced[share], noise)
+            predictions, mu, logvar = self.forward(frames, batch.labels, forced[share], noise,
+                                                   reference=batch.reference, disturbance=disturbance)
         predictions, mu, logvar = predictions.float(), mu.float(), logvar.float()
         if len(frames):
-            loss, mse, kl = clip_loss(predictions, frames[:, 1:], mu, logvar, beta, self.args.kl_reduction)
-            quality = psnr(predictions.detach(), frames[:, 1:]).mean()
+            loss, mse, kl = clip_loss(predictions, targets, mu, logvar, beta, args.kl_reduction, args.l1,
+                                      args.free_bits)
+            quality = psnr(predictions.detach(), targets).mean()
         else:  # more processes than clips: nothing to learn from, but the others wait for a gradient
             loss = mse = kl = quality = predictions.sum() + mu.sum() + logvar.sum()
         self.optimizer.zero_grad(set_to_none=True)
         # The mean over the processes, which DistributedDataParallel takes, is to be the mean over the clips.
         (loss * (len(frames) * self.processes.count / clips)).backward()
-        largest_norm = self.args.clip_grad or math.inf
+        largest_norm = args.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest_norm)
         with torch.no_grad():
             sums = self.processes.total(torch.stack([loss, mse, kl, quality]) * len(frames))
             good = self.safeguard.step(sums[:3] / clips, norm)
+            self.average.update(good)
+            if self.replay is not None and batch.index is not None:
+                self._remember(batch, predictions, good, clips)
             # Filled on the device: a value that is copied there would make the host wait.
             sums = torch.cat([sums, sums.new_full((1,), clips), sums.new_zeros(1)])
             return torch.where(good, sums, torch.eye(6, device=self.device)[5])
 
+    def _draw_disturbance(self, clips: int, frames: Tensor) -> Tensor:
+        """What is added to the fed-back frames of all clips, (B, T-1, 3, H, W): noise of each pixel, and of each
+        frame's brightness and colours as a whole."""
+        draw = partial(torch.randn, device=self.device, generator=self.generators["disturbance"])
+        size = clips, frames.shape[1] - 1
+        pixels = self.args.feedback_noise * draw(*size, *frames.shape[2:])
+        return pixels + self.args.feedback_jitter * (draw(*size, 3, 1, 1) + draw(*size, 1, 1, 1))
+
+    def _remember(self, batch: Clips, predictions: Tensor, good: Tensor, clips: int) -> None:
+        """Keep the predictions of whole clips for --replay, in each process those of all."""
+        share = self.processes.share(clips)
+        parts = []
+        for part in (batch.index[:, 1:], predictions.detach(), (batch.is_whole & good).int()):
+            whole = part.new_zeros(clips, *part.shape[1:])
+            whole[share] = part
+            parts.append(self.processes.total(whole))
+        index, predictions, kept = parts
+        self.replay.remember(index, predictions, kept[:, None] > 0)
+
     def estimate_statistics(self) -> None:
         """Give the label encoder statistics that fit its present weights, from poses spread over the training data."""
-        labels = self.loaders[False].labels
+        labels = self.loaders[False, 0].labels
         self.model.label_encoder.estimate_statistics(to_float(labels[::max(len(labels) // POSES_FOR_STATISTICS, 1)]))
 
     def _draw_teacher_forcing(self, count: int, ratio: float) -> Tensor:
@@ -434,7 +492,7 @@ class Trainer:
         """
         truth = self.val_frames
         noise = torch.Generator(self.device).manual_seed(self.args.seed)
-        with self.autocast():
+        with self.average.applied(), self.autocast():
             prediction = self.model.generate(truth[:1], self.val_labels[None], self.args.val_latent, noise,
                                              self._validation_progress)[0]
         per_frame = psnr(prediction[1:], truth[1:])
@@ -473,19 +531,28 @@ class Trainer:
         figures.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(),
                                  folder / f"{prefix}val.gif")
 
-    def save(self, path: Path) -> None:
-        """Write everything that continuing needs, and that Tester needs. BadInput: the numbers went bad."""
+    def save(self, path: Path, with_replay: bool = False) -> None:
+        """Write everything that continuing needs, and that Tester needs. BadInput: the numbers went bad.
+
+        What --replay keeps is as large as the frames themselves, and nothing is lost for good without it.
+        """
         under_way = None
-        if self.under_way is not None:
-            self.estimate_statistics()  # no effect on training, but the file can be tested as it is
-            under_way = vars(self.under_way) | {"sums": self.under_way.sums.cpu()}
+        latest = self.average.latest()
+        with self.average.applied():
+            if self.under_way is not None:
+                self.estimate_statistics()  # no effect on training, but the file can be tested as it is
+                under_way = vars(self.under_way) | {"sums": self.under_way.sums.cpu()}
+            model = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.check_state()
         checkpoint.save(path, {
-            "model": self.model.state_dict(), "network": {flag: getattr(self.args, flag) for flag in NETWORK_FLAGS},
+            # What is to be used, and where that is an average, what training goes on from.
+            "model": model, "latest": latest, "averaged_steps": self.average.steps.cpu(),
+            "network": {flag: getattr(self.args, flag) for flag in NETWORK_FLAGS},
             "frame_size": [self.args.frame_H, self.args.frame_W], "flags": vars(self.args),
             "optimizer": {"state": self.optimizer.state_dict()["state"]},  # its settings are the flags'
             "epoch": self.epoch, "best_psnr": self.best_psnr,
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
+            "replay": vars(self.replay.to(torch.device("cpu"))) if with_replay and self.replay is not None else None,
             "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way})
 
     def save_last(self) -> bool:
@@ -496,7 +563,7 @@ class Trainer:
         """
         if self.safeguard.streak[0] > 0:
             return False
-        self.save(self.folder / "last.ckpt")
+        self.save(self.folder / "last.ckpt", with_replay=True)
         self.saved_at = time.monotonic()
         return True
 
@@ -509,13 +576,16 @@ class Trainer:
         parameters = list(self.model.parameters())
         if self.args.finetune or "recognised" in state:
             self.model.load_state_dict(state["model"])
+            self.average.begin()
             return
         try:
-            checkpoint.check_training_state(state, parameters, self.generators,
+            checkpoint.check_training_state(state, dict(self.model.named_parameters()), self.generators,
                                             {"metrics": METRICS, "timing": TIMING})
         except ValueError as error:
             raise BadInput(f"--ckpt_path {path}: {error}") from error
         self.model.load_state_dict(state["model"])
+        self.average.begin(state.get("averaged_steps"))
+        self.model.load_state_dict(state.get("latest", {}), strict=False)
         moments = {}
         for index, moment in state["optimizer"]["state"].items():
             # Laid out in memory as the weights are: a fused step walks through both alike.
@@ -529,6 +599,8 @@ class Trainer:
                 generator.set_state(state["generators"][purpose])
         self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
         self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
+        if state.get("replay") is not None and self.args.replay:
+            self.replay = Replay(**state["replay"])
         if state.get("under_way") is not None:
             self.under_way = EpochUnderWay(**{field.name: state["under_way"][field.name]
                                               for field in fields(EpochUnderWay)})
@@ -560,6 +632,8 @@ def make_parser() -> FlagParser:
                        help="frames between the starts of training clips; None: the clip's length, no overlap")
     group.add_argument("--partial", type=number(float, 0, 1, above=True), default=1.0,
                        help="share of the training frames in use, the first in number order")
+    group.add_argument("--grow_vi_len", type=number(int, 1), nargs="*", default=[],
+                       help="epochs at which the clips double in length and the batch halves, such as 10 20")
     group.add_argument("--crop_fraction", type=number(float, 0, 1), default=0.0,
                        help="share of the training clips that are shown as a random crop (the same window for all "
                             "frames and poses of a clip, at least half of each side, resized back)")
@@ -579,6 +653,10 @@ def make_parser() -> FlagParser:
     group.add_argument("--output", choices=["sigmoid", "linear"], default="sigmoid",
                        help="the generator's last activation; linear is the course's, unbounded")
 
+    group.add_argument("--reference_frame", action=switch, default=False,
+                       help="give the decoder the features of the sequence's first frame at every step, beside those "
+                            "of the frame before (in training a frame from anywhere in the recording stands for it; "
+                            "beyond the course's rules)")
     group.add_argument("--template_activations", action=switch, default=False,
                        help="no activation at the two places where the course's template writes LeakyReLU(True), which "
                             "is slope 1.0; set by itself with a checkpoint of the template")
@@ -589,8 +667,9 @@ def make_parser() -> FlagParser:
     group.add_argument("--tfr_sde", type=number(int, 0), default=10,
                        help="epoch at which the ratio starts to decay (0 counts as 1)")
     group.add_argument("--tfr_d_step", type=number(float, 0, 1), default=0.1, help="decay of the ratio per epoch")
-    group.add_argument("--tf_draw", choices=["epoch", "batch", "clip"], default="epoch",
-                       help="what teacher forcing is drawn for: once an epoch, for each batch or for each clip")
+    group.add_argument("--tf_draw", choices=["epoch", "batch", "clip", "blend"], default="epoch",
+                       help="what teacher forcing is drawn for: once an epoch, for each batch or for each clip; blend: "
+                            "nothing is drawn, each frame fed is that share of the real one and else the prediction")
     group.add_argument("--bptt", action=switch, default=False,
                        help="let the gradient through the fed-back prediction (slower, more memory)")
 
@@ -599,7 +678,24 @@ def make_parser() -> FlagParser:
                        help="give each fed-back prediction the histogram of the frame that was fed in before it "
                             "(previous, also without a word) or of the first frame, in training and validation")
 
+    group.add_argument("--replay", type=number(float, 0, 1), default=0.0,
+                       help="share of the training clips that begin with the model's own latest prediction of their "
+                            "first frame instead of the real one, so that short clips teach long roll-outs")
+    group.add_argument("--feedback_noise", type=number(float, 0), default=0.0,
+                       help="in training, standard deviation of the noise on each fed-back pixel (range 0..1)")
+    group.add_argument("--feedback_jitter", type=number(float, 0), default=0.0,
+                       help="in training, standard deviation of the change of each fed-back frame's brightness, and of "
+                            "each of its channels (range 0..1)")
+    group.add_argument("--feed", choices=FEEDS, default="previous",
+                       help="what each frame is predicted from: the frame before, or always the sequence's first, with "
+                            "nothing fed back (in training a frame from anywhere in the recording stands for it; "
+                            "beyond the course's rules)")
+
     group = parser.add_argument_group("objective: MSE + beta * KL, summed over a clip's frames")
+    group.add_argument("--l1", type=number(float, 0), default=0.0,
+                       help="weight of the mean absolute error, which is added to the MSE")
+    group.add_argument("--free_bits", type=number(float, 0), default=0.0,
+                       help="nats of KL a frame that cost nothing more to use")
     group.add_argument("--kl_anneal_type", type=str.capitalize, default="Cyclical",
                        choices=[kind.capitalize() for kind in KLAnnealing.KINDS],
                        help="how beta moves over the epochs; any letter case")
@@ -627,6 +723,9 @@ def make_parser() -> FlagParser:
     group.add_argument("--lr_gamma", type=number(float, 0, above=True), default=0.1, help="factor of such a drop")
     group.add_argument("--warmup", type=number(float, 0), default=0.0,
                        help="epochs, fractions allowed, of linear growth of the rate at the start")
+    group.add_argument("--ema", type=number(float, 0, 0.9999999), default=0.0,
+                       help="decay of the exponential moving average of the weights that is validated, saved and "
+                            "generated with; 0: the latest weights are")
     group.add_argument("--clip_grad", type=number(float, 0), default=1.0,
                        help="largest norm of the gradient; 0: no clipping")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
@@ -696,6 +795,21 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise BadInput("--finetune starts from the weights of a checkpoint; give one with --ckpt_path")
     if args.finetune and args.test:
         raise BadInput("--finetune and --test: one trains, the other validates only; give one of the two")
+    refuse_strategies(args)
+
+
+def refuse_strategies(args: argparse.Namespace) -> None:
+    """BadInput: strategies that do not go together, wherever each comes from."""
+    if args.replay and args.clip_stride not in (None, args.train_vi_len - 1):
+        raise BadInput(f"--replay and --clip_stride {args.clip_stride}: each clip has to begin with the last frame of "
+                       "the clip before it; leave --clip_stride out, also where it comes from a checkpoint or a "
+                       f"recipe, or give {args.train_vi_len - 1}")
+    if args.replay and args.grow_vi_len and args.clip_stride:
+        raise BadInput("--replay, --grow_vi_len and --clip_stride: the stride grows with the clips; leave it out")
+    if args.feed == "first" and (args.replay or args.bptt or args.feedback_noise or args.feedback_jitter
+                                 or args.match_histogram != "off" or args.reference_frame):
+        raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; leave out --replay, "
+                       "--bptt, --feedback_noise, --feedback_jitter, --match_histogram and --reference_frame")
     if args.bptt and args.match_histogram != "off":
         raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt or "
                        "--no-match_histogram, also where the other comes from a checkpoint")
@@ -728,6 +842,7 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     saved = [word for flag, value in state["flags"].items() if flag in known for word in write_flag(flag, value)]
     args = parser.parse_args(saved + list(sys.argv[1:] if argv is None else argv))
     args.ckpt_path, args.finetune = ckpt_path, finetune
+    refuse_strategies(args)
     for flag in NETWORK_FLAGS:
         if getattr(args, flag) != state["network"][flag]:
             raise BadInput(f"--{flag} {getattr(args, flag)}: the checkpoint {ckpt_path} has {state['network'][flag]}; "

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -328,6 +329,15 @@ def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
                       for begin, end in zip(cuts[:-1], cuts[1:], strict=True)])
 
 
+class Clips(NamedTuple):
+    """A batch of training clips, or a process's share of one."""
+    frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
+    labels: Tensor  # the same, the pose images
+    index: Tensor | None = None  # int64 (B, T), which frames of the recording they are
+    is_whole: Tensor | None = None  # bool (B,), whether a clip is shown as it is, not a window of it
+    reference: Tensor | None = None  # (B, 3, H, W) in [0, 1], another frame, seen through the clip's window
+
+
 class ClipLoader:
     """Batches of training clips out of a recording, on the device where it lives as uint8.
 
@@ -337,6 +347,7 @@ class ClipLoader:
     batch_size : clips a batch; the last batch of an epoch may be smaller.
     share_flag : the flag that chose the share of the frames, for the message.
     crop_fraction : share of the clips that are shown as a random crop, the same for all frames and poses of a clip.
+    with_reference : draw another frame for each clip, from anywhere in the recording.
 
     Raises
     ------
@@ -344,28 +355,28 @@ class ClipLoader:
     """
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
-                 share_flag: str = "--partial", crop_fraction: float = 0.0):
+                 share_flag: str = "--partial", crop_fraction: float = 0.0, with_reference: bool = False):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
                            f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
         self.frames, self.labels = recording.frames, recording.labels
         self.window = torch.arange(length, device=self.frames.device)
-        self.batch_size, self.crop_fraction = batch_size, crop_fraction
+        self.batch_size, self.crop_fraction, self.with_reference = batch_size, crop_fraction, with_reference
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return -(-len(self.starts) // self.batch_size)
 
     def batches(self, order: Tensor, share: Callable[[int], slice] = slice,
-                generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames and labels, each float (B, T, 3, H, W) in [0, 1], of an epoch's clips.
+                generator: torch.Generator | None = None) -> Iterator[Clips]:
+        """The batches of an epoch's clips.
 
         Parameters
         ----------
         order : a permutation of the clips, or what is left of one, perhaps nothing.
         share : which of the B clips of a batch are wanted; all, unless several processes share them.
-        generator : source of the crops, on the CPU; drawn from where there are any, and for the whole batch.
+        generator : source of crops and references, on the CPU; drawn from where there are any, for the whole batch.
         """
         order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
@@ -373,11 +384,17 @@ class ClipLoader:
             wanted = share(len(clips))
             index = self.starts[clips[wanted]].unsqueeze(1) + self.window  # (B, T)
             frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
+            is_whole, reference = torch.ones(len(index), dtype=torch.bool, device=frames.device), None
+            if self.with_reference:
+                other = torch.randint(len(self.frames), (len(clips),), generator=generator)[wanted]
+                reference = to_float(self.frames[other.to(frames.device, non_blocking=True)])
             if self.crop_fraction > 0:
                 windows = draw_windows(len(clips), self.crop_fraction, generator)[wanted]
                 windows = windows.to(frames.device, non_blocking=True)
-                frames, labels = crop(frames, windows), crop(labels, windows)
-            yield frames, labels
+                frames, labels, is_whole = crop(frames, windows), crop(labels, windows), windows[:, 2] == 1
+                if reference is not None:
+                    reference = crop(reference[:, None], windows)[:, 0]
+            yield Clips(frames, labels, index, is_whole, reference)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -290,13 +290,15 @@ def make_deterministic() -> None:
 def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
     """One seeded generator for each purpose, so that a change in one never shifts the others.
 
-    ``latent`` lives on the device, where the noise is used; the others on the CPU.
+    ``latent`` and ``disturbance`` live on the device, where the noise is used; the others on the CPU.
     """
     places = {"order": "cpu", "teacher_forcing": "cpu", "latent": device}
     generators = {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
                   for index, (purpose, place) in enumerate(places.items())}
     # Far from the others', which stay what they were: a CPU generator takes the lower 32 bits of a seed.
-    return generators | {"augmentation": torch.Generator().manual_seed(2**31 + seed * len(places))}
+    later = {"augmentation": "cpu", "disturbance": device}
+    return generators | {purpose: torch.Generator(place).manual_seed(2**31 + seed * len(places) + index)
+                         for index, (purpose, place) in enumerate(later.items())}
 
 
 # Files

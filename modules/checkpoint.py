@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from modules.course import is_course_checkpoint, read_course_checkpoint
-from modules.cvae import CVAE
+from modules.cvae import CVAE, FEEDS
 from modules.files import replacing
 
 FORMAT = 1
-NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations")
+NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations", "reference_frame", "feed")
+NETWORK_BEFORE = {"template_activations": False, "reference_frame": False, "feed": "previous"}
 LARGEST_FRAME, LARGEST_NETWORK = 4096, 8192  # pixels a side, channels
 
 
@@ -49,8 +50,8 @@ def read(path: Path) -> dict:
         parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
         if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
             raise ValueError("this is no checkpoint of Trainer.py; give one of its .ckpt files")
-        # Checkpoints from before this flag existed were trained without it.
-        state["network"] = {"template_activations": False, **state["network"]}
+        # Checkpoints from before these flags existed were trained without them.
+        state["network"] = NETWORK_BEFORE | state["network"]
         if state["format"] != FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
             raise ValueError("it was written by another version of Trainer.py; use that version")
         state.pop("recognised", None)
@@ -93,6 +94,8 @@ def _check_weights(network: dict, given: dict) -> None:
             raise ValueError("its channels are no sizes")
         if not isinstance(network["template_activations"], bool) or network["output"] not in ("sigmoid", "linear"):
             raise ValueError("its activations are none")
+        if not isinstance(network["reference_frame"], bool) or network["feed"] not in FEEDS:
+            raise ValueError("its inputs are none")
         with torch.device("meta"):
             expected = CVAE(**network).state_dict()
     except ValueError as error:
@@ -105,9 +108,9 @@ def _check_weights(network: dict, given: dict) -> None:
         raise ValueError("its weights hold NaN or infinite values; give an earlier one")
 
 
-def check_training_state(state: dict, parameters: list[nn.Parameter], generators: dict[str, torch.Generator],
+def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter], generators: dict[str, torch.Generator],
                          tables: dict[str, tuple[str, ...]]) -> None:
-    """Look whether a checkpoint holds what a run of such ``parameters`` needs to go on. Nothing is changed.
+    """Look whether a checkpoint holds what a run of such parameters needs to go on. Nothing is changed.
 
     Parameters
     ----------
@@ -138,6 +141,20 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
             require(all(_is_number(value) or (value is None and name in ("val_loss", "val_psnr", "skipped"))
                         for name, value in row.items()) and row["epoch"] == index, part)
 
+    replay = state.get("replay")
+    if replay is not None:
+        require_dict(replay, "replay")
+        predictions, is_known = replay.get("predictions"), replay.get("is_known")
+        shape = (len(is_known) if isinstance(is_known, Tensor) and is_known.dim() == 1 else 0, 3, *state["frame_size"])
+        require(_fits(predictions, torch.empty(shape, dtype=torch.uint8, device="meta"))
+                and _fits(is_known, torch.empty(shape[0], dtype=torch.bool)), "replay")
+    latest = require_dict(state.get("latest", {}), "latest")  # empty, or missing in an old file, without an average
+    require(latest.keys() in (set(), named_parameters.keys()), "latest")
+    require(all(_fits(value, named_parameters[name]) and bool(value.isfinite().all())
+                for name, value in latest.items()), "latest")
+    steps = state.get("averaged_steps", torch.zeros((), dtype=torch.float64))
+    require(_fits(steps, torch.zeros((), dtype=torch.float64)) and 0 <= steps.item() < math.inf, "averaged_steps")
+    parameters = list(named_parameters.values())
     moments = require_dict(require_dict(state.get("optimizer"), "optimizer").get("state"), "optimizer")
     require(moments.keys() in (set(), set(range(len(parameters)))), "optimizer")
     for index, moment in moments.items():
@@ -148,7 +165,7 @@ def check_training_state(state: dict, parameters: list[nn.Parameter], generators
     require(isinstance(state.get("device"), str), "device")
     for purpose, generator in generators.items():
         saved = require_dict(state.get("generators"), "generators").get(purpose)
-        if saved is None and purpose == "augmentation":  # from before there was any
+        if saved is None and purpose in ("augmentation", "disturbance"):  # from before there was any
             continue
         # The latent generator's state is of its device's kind, and useless on another.
         if purpose != "latent" or generator.device.type == state.get("device"):

@@ -43,7 +43,7 @@ def read_course_checkpoint(content: dict) -> dict:
         if not isinstance(weight, Tensor) or weight.dim() != 4 or len(weight) % times:
             raise ValueError(f"it looks like one of the course's template, but {name} is missing or no convolution")
         network[size] = len(weight) // times
-    network |= {"output": "linear", "template_activations": True}
+    network |= {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous"}
 
     model = {}
     for name, weight in weights.items():

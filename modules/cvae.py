@@ -11,6 +11,7 @@ from modules.encoders import FrameEncoder, LabelEncoder
 from modules.latent import GaussianPredictor, kl_divergence, reparameterize
 from modules.strategies import HISTOGRAM_REFERENCES, match_histogram
 
+FEEDS = ("previous", "first")
 POSES_AT_ONCE = 32  # pose images encoded in one call during generation: bounds memory at any length
 
 
@@ -28,6 +29,10 @@ class CVAE(nn.Module):
         prediction is detached before it is fed back.
     match_histogram : which frame's histogram a prediction is given before it is fed back: that of the frame that was
         fed in "previous" to it, that of the "first" frame, or neither, "off". What is returned stays as predicted.
+    reference_frame : give the decoder the features of the sequence's first frame at every step, beside those of the
+        frame before.
+    feed : what the frame encoder sees at each step: the frame before ("previous"), or always the sequence's first
+        ("first"), so that nothing is fed back and each frame depends on the first frame and its pose alone.
 
     Raises
     ------
@@ -36,7 +41,7 @@ class CVAE(nn.Module):
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192,
                  output: str = "sigmoid", template_activations: bool = False, bptt: bool = False,
-                 match_histogram: str = "off"):
+                 match_histogram: str = "off", reference_frame: bool = False, feed: str = "previous"):
         super().__init__()
         sizes = {"F_dim": (F_dim, 8), "L_dim": (L_dim, 2), "N_dim": (N_dim, 4), "D_out_dim": (D_out_dim, 8)}
         for name, (size, multiple) in sizes.items():
@@ -47,14 +52,20 @@ class CVAE(nn.Module):
         if bptt and match_histogram != "off":
             raise ValueError("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt "
                              "or --no-match_histogram, also where the other comes from a checkpoint")
+        if feed not in FEEDS:
+            raise ValueError(f'--feed {feed}: choose one of {", ".join(FEEDS)}')
+        if feed == "first" and (reference_frame or match_histogram != "off"):
+            raise ValueError("--feed first: the first frame is all that the decoder is given, and nothing is fed back; "
+                             "give --no-reference_frame and --no-match_histogram")
         self.frame_encoder = FrameEncoder(F_dim)
         self.label_encoder = LabelEncoder(L_dim, template_activations)
         self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)
-        self.decoder_fusion = DecoderFusion(F_dim, L_dim, N_dim, D_out_dim)
+        self.decoder_fusion = DecoderFusion(F_dim * (2 if reference_frame else 1), L_dim, N_dim, D_out_dim)
         self.generator = Generator(D_out_dim, output)
         self.N_dim = N_dim
         self.bptt = bptt
         self.match_histogram = match_histogram
+        self.reference_frame, self.feed = reference_frame, feed
         # Two passes cost a fourth more arithmetic (see forward), but few and large calls: what a GPU is fast at. On two
         # CPU cores one pass was measured to be the faster. None: as the device asks.
         self.two_passes: bool | None = None
@@ -62,7 +73,8 @@ class CVAE(nn.Module):
         self._compiled_batch: int | None = None
 
     def forward(self, frames: Tensor, labels: Tensor, teacher_forcing: Tensor, noise: Tensor | None = None,
-                generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+                generator: torch.Generator | None = None, reference: Tensor | None = None,
+                disturbance: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Predict frames 2..T of training clips, one after the other.
 
         z comes from the posterior of the frame that is being predicted; the frame before is the real one where
@@ -71,9 +83,13 @@ class CVAE(nn.Module):
         Parameters
         ----------
         frames, labels : (B, T, 3, H, W) in [0, 1], T >= 2.
-        teacher_forcing : bool, (B,) for whole clips, or (B, T-1): entry t is for the prediction of frame t + 2.
+        teacher_forcing : bool, (B,) for whole clips, or (B, T-1): entry t is for the prediction of frame t + 2. Or
+            float in [0, 1]: the share of the real frame in a blend of it and the prediction.
             Best on the CPU: looking at it there costs no synchronisation.
         noise : (B, T-1, N, H, W) from N(0, I); drawn from ``generator`` where it is None.
+        reference : (B, 3, H, W), the frame that stands for the first of the sequence; the clip's first where it is
+            None. Only used with ``reference_frame`` or ``feed`` "first".
+        disturbance : (B, T-1, 3, H, W), added to each prediction before it is fed back; the last is not used.
 
         Returns
         -------
@@ -87,20 +103,25 @@ class CVAE(nn.Module):
         z = reparameterize(mu, logvar, noise, generator)
         features, poses, z = (value.transpose(0, 1) for value in (features, poses, z))  # (T or T-1, B, ..., H, W)
 
+        if self.feed == "first" or self.reference_frame:
+            reference = features[0] if reference is None else self.frame_encoder(reference)
         if teacher_forcing.dim() == 1:
             teacher_forcing = teacher_forcing.unsqueeze(1).expand(-1, steps)
         forced = teacher_forcing.t()  # (T-1, B)
-        if all(forced[1:].flatten().tolist()):  # nothing is fed back, and frame 1 is real anyhow
-            predictions = decode(features[:-1].flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1))
+        # Where frame 1 alone, which is real anyhow, is not forced, nothing is fed back.
+        if self.feed == "first" or all((forced[1:] == 1).flatten().tolist()):
+            given = reference.repeat(steps, 1, 1, 1) if self.feed == "first" else features[:-1].flatten(0, 1)
+            predictions = decode(given, poses.flatten(0, 1), z.flatten(0, 1), *self._beside(reference, steps))
         elif (frames.is_cuda if self.two_passes is None else self.two_passes) and not self.bptt:
             # Where predictions are fed back without a gradient, each is an input like any other once it is known. So
             # the chain of small steps runs without a gradient, and what takes the time runs over all frames at once.
-            inputs = self._chain(frames, poses, z, forced, compiled)
+            inputs = self._chain(frames, poses, z, forced, self._beside(reference), disturbance, compiled)
             torch.clear_autocast_cache()  # its copies of the weights were made without a gradient
-            predictions = compiled.get("predict", self.predict)(inputs, poses.flatten(0, 1), z.flatten(0, 1))
+            predictions = compiled.get("predict", self.predict)(inputs, poses.flatten(0, 1), z.flatten(0, 1),
+                                                                *self._beside(reference, steps))
         else:
-            predictions = torch.cat(self._in_turn(frames, features, poses, z, forced,
-                                                  compiled.get("predict", self.predict)))
+            predictions = torch.cat(self._in_turn(frames, features, poses, z, forced, self._beside(reference),
+                                                  disturbance, compiled.get("predict", self.predict)))
         return predictions.unflatten(0, (steps, batch)).transpose(0, 1), mu, logvar
 
     def encode(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -122,52 +143,60 @@ class CVAE(nn.Module):
         return tuple(value.unflatten(0, (length, batch)).transpose(0, 1)
                      for value, length in ((features, steps + 1), (poses, steps), (mu, steps), (logvar, steps)))
 
+    def _beside(self, reference: Tensor | None, steps: int = 1) -> list[Tensor]:
+        """The reference's features (B, F, H, W) for ``steps`` steps, where the decoder takes them; else nothing."""
+        return [reference.repeat(steps, 1, 1, 1)] if self.reference_frame else []
+
     @torch.no_grad()
-    def _chain(self, frames: Tensor, poses: Tensor, z: Tensor, forced: Tensor, compiled: dict[str, Callable]) -> Tensor:
-        """What each step is given, real frame or prediction: ((T-1) * B, 3, H, W), time first. Frames are (B, T, ...),
-        all else (T-1, B, ...)."""
-        mask = forced.to(frames.device, non_blocking=True)[..., None, None, None]
-        every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
+    def _chain(self, frames: Tensor, poses: Tensor, z: Tensor, forced: Tensor, beside: list[Tensor],
+               disturbance: Tensor | None, compiled: dict[str, Callable]) -> Tensor:
+        """What each step is given, real frame or prediction: ((T-1) * B, 3, H, W), time first. Frames and disturbance
+        are (B, T or T-1, ...), ``beside`` (B, ...), all else (T-1, B, ...)."""
+        share = forced.to(frames.device, non_blocking=True)[..., None, None, None]
+        every, some = (forced == 1).all(dim=1).tolist(), (forced > 0).any(dim=1).tolist()
         roll_out = compiled.get("roll_out", self.predict)
         inputs = [frames[:, 0]]
         for t in range(1, len(poses)):
             given = frames[:, t]
             if not every[t]:
-                fed_back = roll_out(inputs[-1], poses[t - 1], z[t - 1]).to(frames.dtype)
-                fed_back = self._correct(fed_back, inputs[-1], frames[:, 0])
-                given = torch.where(mask[t], given, fed_back) if some[t] else fed_back
+                fed_back = roll_out(inputs[-1], poses[t - 1], z[t - 1], *beside).to(frames.dtype)
+                fed_back = self._correct(fed_back, inputs[-1], frames[:, 0], disturbance, t)
+                given = blend(given, fed_back, share[t]) if some[t] else fed_back
             inputs.append(given)
         return torch.cat(inputs)
 
     def _in_turn(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor,
-                 predict: Callable) -> list[Tensor]:
-        """Predict one frame after the other; frames are (B, T, ...), all else time first. Returns (B, 3, H, W) each."""
-        mask = forced.to(features.device, non_blocking=True)[..., None, None, None]
-        every, some = forced.all(dim=1).tolist(), forced.any(dim=1).tolist()
+                 beside: list[Tensor], disturbance: Tensor | None, predict: Callable) -> list[Tensor]:
+        """Predict one frame after the other; shapes as in _chain, features (T, B, ...). Returns (B, 3, H, W) each."""
+        share = forced.to(features.device, non_blocking=True)[..., None, None, None]
+        every, some = (forced == 1).all(dim=1).tolist(), (forced > 0).any(dim=1).tolist()
         # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
         predictions = []
         given = frames[:, 0]  # to the latest step
         for t in range(len(poses)):
-            if t > 0 and not every[t]:
-                fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
-                fed_back = self._correct(fed_back, given, frames[:, 0])
-                if not some[t]:
-                    given = fed_back
-                    predictions.append(predict(fed_back, poses[t], z[t]))
-                    continue
-                given = torch.where(mask[t], frames[:, t], fed_back)
-                previous = torch.where(mask[t], features[t], self.frame_encoder(fed_back))
+            if t == 0 or every[t]:
+                given = frames[:, t]
+                predictions.append(self.decode(features[t], poses[t], z[t], *beside))
+                continue
+            fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
+            fed_back = self._correct(fed_back, given, frames[:, 0], disturbance, t)
+            given = blend(frames[:, t], fed_back, share[t]) if some[t] else fed_back
+            if some[t] and share.dtype == torch.bool:
+                # The real frames' features are known already, and their gradient is that of all frames in one call.
+                previous = torch.where(share[t], features[t], self.frame_encoder(fed_back))
+                predictions.append(self.decode(previous, poses[t], z[t], *beside))
             else:
-                given, previous = frames[:, t], features[t]
-            predictions.append(self.decode(previous, poses[t], z[t]))
+                predictions.append(predict(given, poses[t], z[t], *beside))
         return predictions
 
-    def _correct(self, prediction: Tensor, previous: Tensor, first: Tensor) -> Tensor:
-        """A prediction (B, 3, H, W) as it is to be fed back. previous: what the step that made it was given."""
-        if self.match_histogram == "off":
-            return prediction
-        return match_histogram(prediction, previous if self.match_histogram == "previous" else first)
+    def _correct(self, prediction: Tensor, previous: Tensor, first: Tensor, disturbance: Tensor | None = None,
+                 t: int = 0) -> Tensor:
+        """A prediction (B, 3, H, W) as it is to be fed back in step t. previous: what the step that made it was given.
+        """
+        if self.match_histogram != "off":
+            prediction = match_histogram(prediction, previous if self.match_histogram == "previous" else first)
+        return prediction if disturbance is None else prediction + disturbance[:, t - 1]
 
     @torch.no_grad()
     def generate(self, first_frame: Tensor, labels: Tensor, latent: str = "prior",
@@ -202,6 +231,7 @@ class CVAE(nn.Module):
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
             predict = self._compiled.get("roll_out", self.predict)
             given = video[:, 0]
+            beside = self._beside(self.frame_encoder(first_frame) if self.reference_frame else None)
             for t in progress(range(1, labels.shape[1])):
                 ahead = (t - 1) % POSES_AT_ONCE
                 if ahead == 0:
@@ -210,19 +240,23 @@ class CVAE(nn.Module):
                     poses = self.label_encoder(next_labels.transpose(0, 1).flatten(0, 1)).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = predict(given, poses[ahead], z)
-                given = self._correct(video[:, t], given, first_frame)
+                video[:, t] = predict(given, poses[ahead], z, *beside)
+                if self.feed == "previous":
+                    given = self._correct(video[:, t], given, first_frame)
             return video
         finally:
             self.train(was_training)
 
-    def decode(self, frame_features: Tensor, pose_features: Tensor, z: Tensor) -> Tensor:
-        """(B, F, H, W), (B, L, H, W), (B, N, H, W) -> the predicted frame (B, 3, H, W)."""
+    def decode(self, frame_features: Tensor, pose_features: Tensor, z: Tensor, *reference: Tensor) -> Tensor:
+        """(B, F, H, W), (B, L, H, W), (B, N, H, W) and, with ``reference_frame``, the first frame's features
+        (B, F, H, W) -> the predicted frame (B, 3, H, W)."""
+        if reference:
+            frame_features = torch.cat([frame_features, *reference], dim=1)
         return self.generator(self.decoder_fusion(frame_features, pose_features, z))
 
-    def predict(self, frame: Tensor, pose_features: Tensor, z: Tensor) -> Tensor:
-        """(B, 3, H, W), (B, L, H, W), (B, N, H, W) -> the frame after ``frame``, (B, 3, H, W): a roll-out's step."""
-        return self.decode(self.frame_encoder(frame), pose_features, z)
+    def predict(self, frame: Tensor, pose_features: Tensor, z: Tensor, *reference: Tensor) -> Tensor:
+        """(B, 3, H, W), then as ``decode`` -> the frame after ``frame``, (B, 3, H, W): a roll-out's step."""
+        return self.decode(self.frame_encoder(frame), pose_features, z, *reference)
 
     def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
         """Compile what forward (for batches of ``batch_size`` clips) and generate call once or once a frame.
@@ -247,21 +281,34 @@ class CVAE(nn.Module):
         self._compiled_batch = batch_size
 
 
+def blend(real: Tensor, prediction: Tensor, share: Tensor) -> Tensor:
+    """Frames (B, 3, H, W): the real ones where ``share``, (B, 1, 1, 1), is True or 1, and else that share of them."""
+    if share.dtype == torch.bool:
+        return torch.where(share, real, prediction)
+    return torch.lerp(prediction, real, share.to(prediction.dtype))
+
+
 def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, beta: float,
-              kl_reduction: str = "sum") -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a clip, averaged over the batch: the sum over its predicted frames of MSE + beta * KL.
+              kl_reduction: str = "sum", l1: float = 0.0, free_bits: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a clip, averaged over the batch: the sum over its predicted frames of MSE + l1 * |error| + beta * KL.
 
     Parameters
     ----------
     predictions, targets : (B, T-1, 3, H, W); the MSE is the mean over a frame's values.
     mu, logvar : (B, T-1, N, H, W).
     beta : weight of the KL divergence, at least 0.
+    l1 : weight of the mean absolute error, at least 0.
+    free_bits : nats of a clip's KL divergence, mean over its frames, that cost nothing more to use: beta weighs
+        max(KL, free_bits) (Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow").
 
     Returns
     -------
-    loss, mse, kl : scalars; loss = mse + beta * kl, mse and kl summed over the frames.
+    loss, mse, kl : scalars, summed over the frames; without l1 and free_bits loss = mse + beta * kl.
     """
     steps = targets.shape[1]
     mse = steps * functional.mse_loss(predictions, targets)
     kl = steps * kl_divergence(mu.flatten(0, 1), logvar.flatten(0, 1), kl_reduction)
-    return mse + beta * kl, mse, kl
+    loss = mse + beta * (kl.clamp(min=steps * free_bits) if free_bits else kl)
+    if l1:
+        loss = loss + l1 * steps * functional.l1_loss(predictions, targets)
+    return loss, mse, kl

@@ -28,7 +28,7 @@ from torch import Tensor
 import reference
 import Tester
 import Trainer
-from dataloader import ClipLoader, FrameCache, GivenSequence, Recording, read_image, read_recording, to_float
+from dataloader import ClipLoader, Clips, FrameCache, GivenSequence, Recording, read_image, read_recording, to_float
 from modules.checkpoint import NETWORK_FLAGS
 from modules.cvae import CVAE
 from utils import COMPILE_PAYS_FROM, compile_pays, progress_bar
@@ -94,7 +94,7 @@ def train(mode: str, args: argparse.Namespace, device: torch.device, _: Path) ->
 
     def run_product():
         torch.backends.cudnn.benchmark = True
-        trainer.train_step(frames, labels, forced, BETA, LEARNING_RATE)
+        trainer.train_step(Clips(frames, labels), forced, BETA, LEARNING_RATE)
 
     compile = partial(trainer.model.compile_steps, args.batch_size) if is_compiled(args, device) else None
     return Work(run_reference, run_product, shape[0] * shape[1], samples=1, compile=compile,

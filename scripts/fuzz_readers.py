@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import Trainer  # noqa: E402
-from dataloader import ClipLoader, FrameCache, Recording, read_recording  # noqa: E402
+from dataloader import ClipLoader, Clips, FrameCache, Recording, read_recording  # noqa: E402
 from modules import checkpoint  # noqa: E402
 from modules.course import PARTS  # noqa: E402
 from modules.cvae import CVAE  # noqa: E402
@@ -207,7 +207,7 @@ def make_checkpoint(path: Path) -> None:
     trainer = Trainer.Trainer(args, torch.device("cpu"))
     trainer.under_way = trainer._begin_epoch(3, 0.5)
     frames = torch.rand(1, 3, 3, H, W)
-    trainer.under_way.sums += trainer.train_step(frames, frames, torch.zeros(1, dtype=torch.bool), 1.0, 1e-3)
+    trainer.under_way.sums += trainer.train_step(Clips(frames, frames), torch.zeros(1, dtype=torch.bool), 1.0, 1e-3)
     trainer.under_way.clips = 1
     trainer.metrics = [dict.fromkeys(Trainer.METRICS, 0.5) | {"epoch": 0}]
     trainer.timing = [dict.fromkeys(Trainer.TIMING, 0.5) | {"epoch": 0}]
@@ -290,7 +290,7 @@ def go_on(trainer: Trainer.Trainer, folder: Path) -> None:
     """What an accepted checkpoint leads to: the rest of an epoch, its tables, the next checkpoint."""
     frames = torch.randint(0, 256, (9, 3, H, W), dtype=torch.uint8)
     clips = ClipLoader(Recording(frames, frames, torch.arange(9)), 3, 3, 2)
-    trainer.loaders = {False: clips, True: clips}
+    trainer.loaders = {(False, 0): clips, (True, 0): clips}
     trainer.folder = folder
     trainer.args.num_epoch = max(trainer.args.num_epoch, trainer.epoch + 1)
     trainer.args.save_every_minutes = 0

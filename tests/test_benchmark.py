@@ -13,6 +13,7 @@ import benchmark
 import benchmark_works
 import reference
 import Trainer
+from dataloader import Clips
 from modules.cvae import CVAE, clip_loss
 from modules.metrics import to_uint8
 
@@ -70,7 +71,7 @@ def test_a_reference_step_gives_the_products_weights(mode):
     frames, labels, _ = make_clips(torch.float32)
     source = torch.Generator().set_state(trainer.generators["latent"].get_state())
     noise = torch.randn(B, T - 1, NETWORK["N_dim"], H, W, generator=source)
-    sums = trainer.train_step(frames, labels, torch.full((B,), mode == "teacher_forced"), 0.01, 0.001)
+    sums = trainer.train_step(Clips(frames, labels), torch.full((B,), mode == "teacher_forced"), 0.01, 0.001)
     loss = reference.train_step(plain, optimizer, frames, labels, noise, 0.01, mode, trainer.args.clip_grad)
     assert loss == pytest.approx(sums[0].item() / B, rel=1e-5)
     weights = dict(plain.named_parameters())

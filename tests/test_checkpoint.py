@@ -13,7 +13,8 @@ import torch
 from modules import checkpoint
 from modules.cvae import CVAE
 
-NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid", "template_activations": False}
+NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid", "template_activations": False,
+           "reference_frame": False, "feed": "previous"}
 
 
 def state_of(model: torch.nn.Module) -> dict:
@@ -43,9 +44,11 @@ def test_a_checkpoint_reads_back(model, tmp_path):
         assert torch.equal(weight, state["model"][name])
 
 
-def test_a_checkpoint_from_before_the_template_flag_reads_as_without_it(model, tmp_path):
+@pytest.mark.parametrize("flags", [["reference_frame", "feed"], ["template_activations", "reference_frame", "feed"]])
+def test_a_checkpoint_from_before_a_network_flag_reads_as_without_it(flags, model, tmp_path):
     state = state_of(model)
-    del state["network"]["template_activations"]
+    for flag in flags:
+        del state["network"][flag]
     torch.save(state, tmp_path / "a.ckpt")
     assert checkpoint.read(tmp_path / "a.ckpt")["network"] == NETWORK
 
@@ -112,6 +115,7 @@ def test_a_file_of_something_else_is_refused(content, tmp_path):
     ({"network": {**NETWORK, "F_dim": 8192}}, "another network"),
     ({"network": {**NETWORK, "output": "tanh\n"}}, "activations"),
     ({"network": {**NETWORK, "template_activations": 1}}, "activations"),
+    ({"network": {**NETWORK, "reference_frame": 0}}, "inputs"), ({"network": {**NETWORK, "feed": "next"}}, "inputs"),
     ({"frame_size": [8, 10**9]}, "frame size"), ({"frame_size": [8]}, "frame size"),
     ({"frame_size": [8.0, 16]}, "frame size"), ({"frame_size": [True, 16]}, "frame size"),
     ({"flags": {"lr": {}}}, "flags"), ({"flags": {3: 1}}, "flags"), ({"flags": {"lr_milestones": ["1"]}}, "flags"),

@@ -15,6 +15,7 @@ from modules import checkpoint
 from modules.course import PARTS, is_course_checkpoint, read_course_checkpoint
 from modules.cvae import CVAE
 
+PLAIN = {"reference_frame": False, "feed": "previous"}
 SIZES = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8}
 
 
@@ -132,7 +133,7 @@ def test_slope_and_output_matter(course_file):
 def test_the_default_sizes_are_recognised():
     default = {"F_dim": 128, "L_dim": 32, "N_dim": 12, "D_out_dim": 192}
     state = read_course_checkpoint(make_course_checkpoint(default))
-    assert state["network"] == default | {"output": "linear", "template_activations": True}
+    assert state["network"] == default | {"output": "linear", "template_activations": True} | PLAIN
     assert state["frame_size"] == [32, 64] and state["epoch"] == 42
     for words in ("course's template", "F_dim 128", "D_out_dim 192", "last epoch 41", "lr 0.001", "tfr 0.25",
                   "linear output", "slope 1.0"):
@@ -187,7 +188,7 @@ def test_trainer_starts_from_it_and_writes_its_own_form(course_file, data, tmp_p
     row, = read_csv(tmp_path / "run" / "metrics.csv")
     assert row["epoch"] == "0"
     state = checkpoint.read(tmp_path / "run" / "last.ckpt")
-    assert state["network"] == SIZES | {"output": "linear", "template_activations": True}
+    assert state["network"] == SIZES | {"output": "linear", "template_activations": True} | PLAIN
     course = read_course_checkpoint(torch.load(course_file))["model"]
     name = "decoder_fusion.1.conv1.weight"
     torch.testing.assert_close(state["model"][name], course[name], rtol=0, atol=1e-6)

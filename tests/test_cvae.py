@@ -136,8 +136,11 @@ def slow_match(kind: str, predictions, previous, first):
     return torch.tensor(np.stack(matched))
 
 
-def slow_forward(model, frames, labels, forced, noise, bptt, match="off"):
-    """The design's formulas, frame after frame and clip after clip; only the poses are encoded all at once."""
+def slow_forward(model, frames, labels, forced, noise, bptt, match="off", reference=None, disturbance=None):
+    """The design's formulas, frame after frame and clip after clip; only the poses are encoded all at once.
+
+    Where ``reference`` is given, the decoder sees its features, too, or, with ``model.feed`` "first", its alone.
+    """
     poses = model.label_encoder(torch.cat([labels[b, 1:] for b in range(B)]))
     predictions, mus, logvars, corrected = [], [], [], None
     for t in range(1, T):
@@ -146,11 +149,19 @@ def slow_forward(model, frames, labels, forced, noise, bptt, match="off"):
         z = mu + torch.sqrt(torch.exp(logvar)) * noise[:, t - 1]
         inputs = []
         for b in range(B):
-            real = t == 1 or bool(forced[b] if forced.dim() == 1 else forced[b, t - 1])
-            fed_back = None if real else corrected[b] if bptt else corrected[b].detach()
-            inputs.append(frames[b, t - 1] if real else fed_back)
+            share = 1.0 if t == 1 else float(forced[b] if forced.dim() == 1 else forced[b, t - 1])
+            fed_back = 0 if share == 1 else corrected[b] if bptt else corrected[b].detach()
+            if share < 1 and disturbance is not None:
+                fed_back = fed_back + disturbance[b, t - 2]
+            inputs.append(share * frames[b, t - 1] + (1 - share) * fed_back)
         given = torch.stack(inputs)
-        fused = model.decoder_fusion(model.frame_encoder(given), pose, z)
+        if reference is None:
+            features = model.frame_encoder(given)
+        elif model.feed == "first":
+            features = model.frame_encoder(reference)
+        else:
+            features = torch.cat([model.frame_encoder(given), model.frame_encoder(reference)], dim=1)
+        fused = model.decoder_fusion(features, pose, z)
         predictions.append(model.generator(fused))
         corrected = slow_match(match, predictions[-1], given, frames[:, 0])
         mus.append(mu)
@@ -185,6 +196,51 @@ def test_a_clip_with_matched_histograms_equals_the_slow_loop(mask, match, two_pa
                                rtol=1e-8, atol=1e-10)
     if mask == "all off":
         assert not torch.allclose(outputs[0], make_model()(frames, labels, MASKS[mask], noise)[0])
+
+
+VARIANTS = {  # of a clip: how the model is made, and what forward is given
+    "blended frames": ({}, {"forced": torch.tensor([[0.3, 0.0, 1.0, 0.6], [0.5, 0.5, 0.0, 1.0],
+                                                    [0.0, 0.2, 0.4, 1.0]])}),
+    "a disturbance": ({}, {"disturbance": torch.randn(B, T - 1, 3, H, W, dtype=torch.float64)}),
+    "a reference": ({"reference_frame": True}, {"reference": torch.rand(B, 3, H, W, dtype=torch.float64)}),
+    "the first frame alone": ({"feed": "first"}, {"reference": torch.rand(B, 3, H, W, dtype=torch.float64)}),
+    "all that go together": ({"reference_frame": True}, {
+        "forced": torch.full((B,), 0.25), "disturbance": torch.randn(B, T - 1, 3, H, W, dtype=torch.float64),
+        "reference": torch.rand(B, 3, H, W, dtype=torch.float64)}),
+}
+
+
+@pytest.mark.parametrize("how", ["in turn", "in two passes", "bptt"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_clip_with_strategies_equals_the_slow_loop(variant, how):
+    made, given = VARIANTS[variant]
+    given = {"forced": MASKS["some frames"]} | given
+    frames, labels, noise = make_clips()
+    results = []
+    for run in (CVAE.forward, slow_forward):
+        model = make_model(bptt=how == "bptt", **made)
+        model.two_passes = how == "in two passes"
+        forced, more = given["forced"], {name: value for name, value in given.items() if name != "forced"}
+        more |= {"bptt": model.bptt} if run is slow_forward else {}
+        outputs = run(model, frames, labels, forced, noise, **more)
+        clip_loss(outputs[0], frames[:, 1:], *outputs[1:], beta=0.01)[0].backward()
+        results.append((outputs, {name: value.grad for name, value in model.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("made", [{"reference_frame": True}, {"feed": "first"}], ids=str)
+def test_without_a_reference_the_clips_first_frame_is_one(made):
+    frames, labels, noise = make_clips()
+    model = make_model(**made)
+    torch.testing.assert_close(model(frames, labels, MASKS["some clips"], noise),
+                               model(frames, labels, MASKS["some clips"], noise, reference=frames[:, 0]))
+
+
+def test_what_the_network_cannot_be_fed_is_refused():
+    with pytest.raises(ValueError, match="--feed next"):
+        make_model(feed="next")
+    with pytest.raises(ValueError, match="--feed first"):
+        make_model(feed="first", reference_frame=True)
 
 
 def test_matching_histograms_goes_with_no_back_propagation_through_time():
@@ -342,6 +398,20 @@ def test_clip_loss_is_the_sum_over_frames_averaged_over_the_batch(reduction, bet
         assert torch.equal(found[0], clip_loss(predictions, targets, mu, logvar, beta)[0])
 
 
+@pytest.mark.parametrize("free, counted", [(1.0, 1.0), (1e6, 1e6)])
+def test_absolute_error_and_free_bits(free, counted):
+    predictions, targets = torch.rand(2, B, T - 1, 3, H, W, dtype=torch.float64)
+    mu, logvar = torch.randn(2, B, T - 1, 4, H, W, dtype=torch.float64).requires_grad_().unbind()
+    plain, mse, kl = clip_loss(predictions, targets, mu, logvar, 0.3)
+    loss, *parts = clip_loss(predictions, targets, mu, logvar, 0.3, l1=0.7, free_bits=free)
+    absolute = (T - 1) * (predictions - targets).abs().mean()
+    kept = max(kl.item() / (T - 1), counted) * (T - 1)
+    assert torch.equal(torch.stack(parts), torch.stack([mse, kl]))
+    assert loss.item() == pytest.approx((mse + 0.7 * absolute + 0.3 * kept).item(), rel=1e-12)
+    gradient, = torch.autograd.grad(loss, mu, retain_graph=True)
+    assert bool(gradient.any()) == (kept == kl.item())  # below the floor more information costs nothing
+
+
 def test_clip_loss_is_zero_at_a_perfect_prediction_and_the_prior():
     frames, zero = torch.rand(B, T - 1, 3, H, W), torch.zeros(B, T - 1, 4, H, W)
     assert [value.item() for value in clip_loss(frames, frames, zero, zero, 1.0)] == [0, 0, 0]
@@ -384,6 +454,19 @@ def test_roll_out_with_matched_histograms_equals_the_slow_loop(match):
     model.match_histogram = match
     expected = slow_generate(model, first_frame, labels, lambda t: torch.zeros(2, 4, 4, 5), match)
     torch.testing.assert_close(model.generate(first_frame, labels, "mean"), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("made", [{"reference_frame": True}, {"feed": "first"}], ids=str)
+def test_roll_out_with_the_first_frame_at_every_step_equals_the_slow_loop(made):
+    frames, labels, _ = make_clips(torch.float32, 2, 6, (4, 5))
+    model = trained_statistics(make_model(torch.float32, **made))
+    video = model.generate(frames[:, 0], labels, "mean")
+    first, given = model.frame_encoder(frames[:, 0]), frames[:, 0]
+    for t in range(1, 6):
+        features = torch.cat([model.frame_encoder(given), first], dim=1) if model.reference_frame else first
+        given = model.generator(model.decoder_fusion(features, model.eval().label_encoder(labels[:, t]),
+                                                     torch.zeros(2, 4, 4, 5)))
+        torch.testing.assert_close(video[:, t], given, rtol=1e-4, atol=1e-5)
 
 
 def test_prior_roll_out_equals_the_slow_loop_with_noise_drawn_frame_by_frame():

@@ -517,7 +517,7 @@ def test_every_clip_comes_once_an_epoch_and_the_last_batch_may_be_smaller():
     assert len(loader.starts) == 8 and len(loader) == 2
     loader = dataloader.ClipLoader(recording_of([*range(10), *range(20, 29)]), 3, 2, 3)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    batches = [frames for frames, _ in loader.batches(order)]
+    batches = [clips.frames for clips in loader.batches(order)]
     assert [len(batch) for batch in batches] == [3, 3, 2] and len(loader) == 3
     first = (torch.cat(batches)[:, 0, 0, 0, 0] * 255).round().int().tolist()
     expected = [0, 2, 4, 6, 20, 22, 24, 26]
@@ -530,8 +530,9 @@ def test_batches_are_the_stored_pixels_divided_by_255():
     frames, labels = (torch.randint(256, (9, 3, 4, 5), dtype=torch.uint8, generator=dice) for _ in range(2))
     loader = dataloader.ClipLoader(dataloader.Recording(frames, labels, torch.arange(9)), 3, 3, 2)
     batches = list(loader.batches(torch.tensor([2, 0, 1])))
-    assert [tuple(batch.shape) for batch, _ in batches] == [(2, 3, 3, 4, 5), (1, 3, 3, 4, 5)]
-    for got, stored in zip((torch.cat(parts) for parts in zip(*batches, strict=True)), (frames, labels), strict=True):
+    assert [tuple(batch.frames.shape) for batch in batches] == [(2, 3, 3, 4, 5), (1, 3, 3, 4, 5)]
+    for part, stored in enumerate((frames, labels)):
+        got = torch.cat([batch[part] for batch in batches])
         assert got.dtype == torch.float32
         assert torch.equal(got, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
 
@@ -542,14 +543,33 @@ def test_crops_show_frames_and_poses_through_the_same_window_and_are_drawn_for_t
     recording = dataloader.Recording(frames, frames, torch.arange(24))
     plain, loader = (dataloader.ClipLoader(recording, 3, 3, 8, crop_fraction=fraction) for fraction in (0.0, 0.5))
     order = torch.arange(8)
-    (whole, _), = plain.batches(order)
-    (shown, poses), = loader.batches(order, generator=torch.Generator().manual_seed(3))
+    (whole, *_), = plain.batches(order)
+    (shown, poses, index, is_whole, _), = loader.batches(order, generator=torch.Generator().manual_seed(3))
     assert torch.equal(shown, poses)
     untouched = (shown == whole).flatten(1).all(dim=1)
-    assert 0 < untouched.sum() < 8
+    assert 0 < untouched.sum() < 8 and torch.equal(untouched, is_whole)
+    assert torch.equal(index, torch.arange(24).view(8, 3))
     # What one of several processes sees is its share of that.
-    (part, _), = loader.batches(order, lambda count: slice(2, 5), torch.Generator().manual_seed(3))
+    (part, *_), = loader.batches(order, lambda count: slice(2, 5), torch.Generator().manual_seed(3))
     assert torch.equal(part, shown[2:5])
+
+
+def test_references_come_from_anywhere_and_are_seen_through_the_clips_window():
+    frames = torch.arange(24, dtype=torch.uint8).view(24, 1, 1, 1).expand(24, 3, 8, 16) * 10
+    loader = dataloader.ClipLoader(dataloader.Recording(frames, frames, torch.arange(24)), 3, 3, 8, with_reference=True)
+    order, seen = torch.arange(8), set()
+    for seed in range(20):
+        clips, = loader.batches(order, generator=torch.Generator().manual_seed(seed))
+        part, = loader.batches(order, lambda count: slice(2, 5), torch.Generator().manual_seed(seed))
+        assert torch.equal(part.reference, clips.reference[2:5])
+        seen |= set((clips.reference[:, 0, 0, 0] * 25.5).round().int().tolist())
+    assert seen == set(range(24))
+    noise = torch.randint(256, (1, 3, 8, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    noise = noise.expand(24, 3, 8, 16)  # all frames are one: the reference is what each frame of its clip is
+    loader = dataloader.ClipLoader(dataloader.Recording(noise, noise, torch.arange(24)), 3, 3, 8, crop_fraction=0.5,
+                                   with_reference=True)
+    clips, = loader.batches(order, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(clips.reference, clips.frames[:, 0]) and not clips.is_whole.all()
 
 
 def test_a_recording_too_short_for_a_clip_is_refused():

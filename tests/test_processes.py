@@ -14,6 +14,7 @@ from conftest import TINY, TRAIN_FRAMES, make_video, read_csv, write_pngs
 from torch import multiprocessing, nn
 
 import Trainer
+from dataloader import Clips
 from modules.processes import Processes, WholeBatchNorm2d
 from utils import BadInput
 
@@ -88,8 +89,9 @@ def check_gradients(processes: Processes) -> None:
         share = processes.share(clips)
         # Both start from the same weights: Adam turns a rounding error of a gradient near 0 into a whole step.
         alone.model.load_state_dict(shared.model.state_dict())
-        sums = shared.train_step(frames[share], labels[share], forced, 0.1, 1e-3)
-        torch.testing.assert_close(sums, alone.train_step(frames, labels, forced, 0.1, 1e-3), rtol=1e-4, atol=1e-5)
+        sums = shared.train_step(Clips(frames[share], labels[share]), forced, 0.1, 1e-3)
+        expected = alone.train_step(Clips(frames, labels), forced, 0.1, 1e-3)
+        torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-5)
         for (name, value), other in zip(shared.model.named_parameters(), alone.model.parameters(), strict=True):
             torch.testing.assert_close(value.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
 
@@ -143,7 +145,8 @@ def test_another_dataset_than_the_first_process_has_is_refused(data, own_data):
 
 
 def test_two_processes_train_as_one_and_one_goes_on_from_there(data, tmp_path, no_figures):
-    flags = [*SHARED, "--DR", str(data), "--num_epoch", "2", "--lr", "0.003"]
+    flags = [*SHARED, "--DR", str(data), "--num_epoch", "2", "--lr", "0.003", "--clip_stride", "3", "--replay", "0.8",
+             "--feedback_noise", "0.05", "--ema", "0.5", "--reference_frame"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*torchrun, "Trainer.py", *flags, "--save_root", str(tmp_path / "two")], cwd=ROOT, check=True,
                    capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})

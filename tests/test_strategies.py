@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from skimage.exposure import match_histograms
 
-from modules.strategies import SMALLEST_CROP, crop, draw_windows, match_histogram
+from modules.strategies import SMALLEST_CROP, Replay, crop, draw_windows, match_histogram
 
 DICE = torch.Generator().manual_seed(0)
 SOURCES = {"continuous": lambda *shape: torch.rand(*shape, generator=DICE),
@@ -87,3 +87,24 @@ def test_windows_lie_inside_the_picture_and_their_share_is_the_fraction():
     assert side.min() >= SMALLEST_CROP and left.min() >= 0 and top.min() >= 0
     assert (left + side).max() <= 1 + 1e-6 and (top + side).max() <= 1 + 1e-6
     assert (draw_windows(500, 0.0, DICE)[:, 2] == 1).all() and (draw_windows(500, 1.0, DICE)[:, 2] < 1).all()
+
+
+# Replay
+
+def test_what_was_remembered_last_is_recalled_where_it_is_chosen_and_known():
+    real = torch.rand(10, 3, 4, 5)
+    replay = Replay(torch.zeros(10, 3, 4, 5, dtype=torch.uint8), torch.zeros(10, dtype=torch.bool))
+    everything, chosen = torch.arange(10), torch.ones(10, dtype=torch.bool)
+    assert torch.equal(replay.recall(everything, real, chosen), real)  # nothing is known
+    predictions = torch.rand(2, 3, 3, 4, 5) * 1.4 - 0.2  # a linear output may leave the range
+    predictions[1, 2, 0, 0, 0] = torch.nan
+    index = torch.tensor([[1, 2, 3], [5, 6, 7]])
+    replay.remember(index, torch.rand(2, 3, 3, 4, 5), torch.ones(2, 1, dtype=torch.bool))
+    old = replay.recall(everything, real, chosen)
+    replay.remember(index, predictions, torch.tensor([[True], [False]]))
+    recalled = replay.recall(everything, real, chosen)
+    torch.testing.assert_close(recalled[1:4], predictions[0].clamp(0, 1), atol=0.5 / 255 + 1e-6, rtol=0)
+    assert torch.equal(recalled[5:8], old[5:8])  # what was not good is not kept
+    assert torch.equal(recalled[[0, 4, 8, 9]], real[[0, 4, 8, 9]])
+    chosen[2] = False
+    assert torch.equal(replay.recall(everything, real, chosen)[2], real[2])

@@ -28,7 +28,8 @@ from utils import BadInput
 ROOT = Path(__file__).resolve().parents[1]
 # Three epochs of two steps; every schedule and every generator is in use.
 RUN = ["--num_epoch", "3", "--tfr", "0.5", "--tf_draw", "clip", "--lr_schedule", "cosine", "--warmup", "0.5",
-       "--kl_anneal_cycle", "2", "--val_every", "2", "--per_save", "2", "--lr", "0.01"]
+       "--kl_anneal_cycle", "2", "--val_every", "2", "--per_save", "2", "--lr", "0.01",
+       "--ema", "0.8", "--replay", "0.7", "--feedback_noise", "0.02", "--feedback_jitter", "0.02"]
 
 
 def train(data: Path, run: Path, *flags) -> list[dict]:
@@ -126,8 +127,8 @@ def test_a_save_within_an_epoch_changes_nothing_and_can_be_gone_on_from(whole_ru
     """What a run leaves that is killed: the latest of the saves that --save_every_minutes makes."""
     saved, save = [], Trainer.Trainer.save
 
-    def keep(self, path):
-        save(self, path)
+    def keep(self, path, *args, **kwargs):
+        save(self, path, *args, **kwargs)
         if path.name == "last.ckpt":
             saved.append(path.read_bytes())
 
@@ -154,18 +155,18 @@ def test_an_epoch_whose_clips_have_changed_starts_again(data, tmp_path, no_figur
         patch.setattr(Trainer, "Interrupts", lambda: AskedAt(2))
         with pytest.raises(Interrupted):
             train(data, tmp_path / "run", *RUN)
-    rows = train(data, tmp_path / "run", *RUN, "--clip_stride", 2, "--resume")
+    rows = train(data, tmp_path / "run", *RUN, "--replay", 0, "--clip_stride", 2, "--resume")
     assert len(rows) == 3 and "epoch 0 starts again: it had 3 clips and now has 5" in capsys.readouterr().out
 
 
 def test_an_epoch_goes_on_with_another_batch_size(data, tmp_path, no_figures, monkeypatch):
     seen, step = [], Trainer.Trainer.train_step
     monkeypatch.setattr(Trainer.Trainer, "train_step",
-                        lambda self, frames, *args: seen.append(frames) or step(self, frames, *args))
+                        lambda self, batch, *args: seen.append(batch.frames) or step(self, batch, *args))
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "Interrupts", lambda: AskedAt(2))
         with pytest.raises(Interrupted):
-            train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--clip_stride", 2)
+            train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--replay", 0, "--clip_stride", 2)
     train(data, tmp_path / "run", "--num_epoch", 1, "--batch_size", 1, "--resume")
     assert [len(batch) for batch in seen] == [2, 1, 1, 1]
     clips = torch.cat(seen).flatten(1)
@@ -376,8 +377,8 @@ def test_many_bad_steps_in_a_row_end_the_run_with_what_was_seen(data, tmp_path, 
     spoil(monkeypatch, range(1, 10**6))
     monkeypatch.setattr(Trainer, "LOOK_EVERY", 4)
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *RUN, "--num_epoch", 9,
-                      "--clip_stride", 1, "--batch_size", 1, "--val_every", 9, "--lr", 0.001, "--precision", "bf16",
-                      "--clip_grad", 0)  # 9 steps an epoch
+                      "--replay", 0, "--clip_stride", 1, "--batch_size", 1, "--val_every", 9, "--lr", 0.001,
+                      "--precision", "bf16", "--clip_grad", 0)  # 9 steps an epoch
     assert re.search(r"the latest 12 steps, up to step 4 of epoch 1, were skipped for bad numbers; the first of them "
                      r"had loss inf, MSE 0\.\d+, KL [\d.e+-]+ and gradient norm (inf|nan), learning rate [\d.e-]+, "
                      r"beta [\d.]+;", message), message
@@ -426,7 +427,7 @@ def test_a_real_overflow_is_survived(data, tmp_path, no_figures):
     """Weights that make mu overflow in bf16 and fp32 alike: nothing is patched here."""
     train(data, tmp_path / "run", *RUN, "--num_epoch", 1)
     state = torch.load(tmp_path / "run" / "last.ckpt")
-    for weight in state["model"].values():
+    for weight in (*state["model"].values(), *state["latest"].values()):
         if weight.dim() == 4:
             weight *= 1e6
     torch.save(state, tmp_path / "run" / "last.ckpt")
@@ -440,7 +441,7 @@ def test_looking_for_bad_numbers_asks_the_device_seldom(data, tmp_path, no_figur
     reads, check = [], Trainer.Trainer.check_steps
     monkeypatch.setattr(Trainer.Trainer, "check_steps", lambda self: reads.append(self.under_way.clips) or check(self))
     monkeypatch.setattr(Trainer, "LOOK_EVERY", 4)
-    train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--clip_stride", 1, "--batch_size", 1)
+    train(data, tmp_path / "run", *RUN, "--num_epoch", 1, "--replay", 0, "--clip_stride", 1, "--batch_size", 1)
     assert reads == [4, 8, 9]
 
 
@@ -652,6 +653,9 @@ def change(state: dict, place: list, value) -> dict:
     (["under_way", "sums"], torch.zeros(6, dtype=torch.float64).requires_grad_()),
     (["under_way", "sums"], torch.full((6,), 1e300, dtype=torch.float64)),
     (["timing", 0, "skipped"], 1), (["device"], None),
+    (["latest"], 3), (["latest", "x"], torch.zeros(1)), (["averaged_steps"], -1.0),
+    (["averaged_steps"], torch.zeros(2)), (["replay"], 3), (["replay", "is_known"], torch.zeros(3)),
+    (["replay", "predictions"], torch.zeros(3, 3, 8, 16)), (["replay"], {}),
     (["under_way"], 3), (["under_way"], {}),
     (["under_way", "order"], torch.tensor([0, 0, 1])), (["under_way", "order"], torch.tensor([[0, 1, 2]])),
     (["under_way", "order"], torch.tensor([0.0, 1, 2])), (["under_way", "clips"], 4), (["under_way", "clips"], -1),

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
     """A network with random weights and livelier outputs than those of the first step."""
     torch.manual_seed(0)
     network = {**{flag[2:]: int(size) for flag, size in zip(NETWORK[::2], NETWORK[1::2], strict=True)},
-               "output": "sigmoid", "template_activations": False}
+               "output": "sigmoid", "template_activations": False, "reference_frame": False, "feed": "previous"}
     assert set(network) == set(NETWORK_FLAGS)
     model = CVAE(**network)
     for parameter in model.parameters():

@@ -17,8 +17,10 @@ from conftest import TINY, TRAIN_FRAMES, contents, read_csv
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import Tester
 import Trainer
 import utils
+from dataloader import Clips
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +94,7 @@ def test_a_step_reads_nothing_back_from_the_device(forced):
     trainer.model.two_passes = True
     frames, labels = torch.rand(2, 2, 4, 3, trainer.args.frame_H, trainer.args.frame_W)
     with Recorder():
-        trainer.train_step(frames, labels, torch.tensor(forced), 0.1, 0.01)
+        trainer.train_step(Clips(frames, labels), torch.tensor(forced), 0.1, 0.01)
     assert "aten::convolution_backward" in called
     assert not called & {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
@@ -259,8 +261,11 @@ def test_finetuning_never_replaces_the_run_that_it_starts_from_unasked(whole_run
 
 def test_a_checkpoint_from_before_there_was_augmentation_continues(whole_run, data, tmp_path, no_figures):
     state = torch.load(whole_run / "last.ckpt", weights_only=True)
-    del state["generators"]["augmentation"]
-    for flag in ("crop_fraction", "match_histogram"):
+    for part in ("latest", "averaged_steps", "replay"):
+        del state[part]
+    for purpose in ("augmentation", "disturbance"):
+        del state["generators"][purpose]
+    for flag in ("crop_fraction", "match_histogram", "ema", "replay", "feedback_noise", "grow_vi_len"):
         del state["flags"][flag]
     torch.save(state, tmp_path / "old.ckpt")
     assert len(train(data, tmp_path / "run", "--ckpt_path", tmp_path / "old.ckpt", "--num_epoch", 5,
@@ -293,7 +298,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(data, tmp_path, no_figures):
 def test_teacher_forcing_is_drawn_for_what_the_flag_says(draw, data, tmp_path, no_figures, monkeypatch):
     drawn = []
 
-    def spy(self, frames, labels, forced, *args):
+    def spy(self, batch, forced, *args):
         drawn[-1].append(forced.tolist())
         return torch.eye(6)[4] * 2
 
@@ -331,6 +336,77 @@ def test_fast_epochs_use_their_share(data, tmp_path, no_figures, monkeypatch):
     seen.clear()
     train(data, tmp_path / "b", *flags, "--no-fast_train", "--partial", 0.75)
     assert seen == [(9, 2)] * 3
+
+
+# Strategies
+
+def test_a_replayed_clip_begins_with_what_the_clip_before_it_ended_with(data, tmp_path, no_figures, monkeypatch):
+    """The clips of 4 frames begin at 0, 3, 6: the frames 3 and 6 are predicted last by the clips before."""
+    batches, given, forward, step = [], [], Trainer.CVAE.forward, Trainer.Trainer.train_step
+
+    def watch(self, frames, *args, **kwargs):
+        outputs = forward(self, frames, *args, **kwargs)
+        given.append((frames.detach().clone(), outputs[0].detach().clone()))
+        return outputs
+
+    monkeypatch.setattr(Trainer.CVAE, "forward", watch)
+    monkeypatch.setattr(Trainer.Trainer, "train_step",
+                        lambda self, batch, *args: batches.append(batch) or step(self, batch, *args))
+    train(data, tmp_path / "run", "--num_epoch", 3, "--replay", 1, "--tfr", 0, "--batch_size", 1, "--val_every", 9)
+    ended, replayed = {}, 0
+    for batch, (frames, predictions) in zip(batches, given, strict=True):
+        assert torch.equal(frames[:, 1:], batch.frames[:, 1:])
+        start, end = batch.index[0, [0, -1]].tolist()
+        if start in ended:
+            torch.testing.assert_close(frames[0, 0], ended[start], atol=0.5 / 255 + 1e-6, rtol=0)
+            assert not torch.allclose(frames[0, 0], batch.frames[0, 0])
+            replayed += 1
+        else:
+            assert torch.equal(frames[0, 0], batch.frames[0, 0])
+        ended[end] = predictions[0, -1]
+    assert replayed >= 4  # of nine: those of the first epoch may be too early, and the recording's first never is
+
+
+def test_clips_double_in_length_at_the_epochs_given(data, tmp_path, no_figures, monkeypatch):
+    seen, step = [], Trainer.Trainer.train_step
+
+    def watch(self, batch, *args):
+        seen.append((self.epoch, tuple(batch.frames.shape[:2])))
+        return step(self, batch, *args)
+
+    monkeypatch.setattr(Trainer.Trainer, "train_step", watch)
+    rows = train(data, tmp_path / "run", "--num_epoch", 3, "--train_vi_len", 3, "--grow_vi_len", 1, 2, "--batch_size",
+                 3, "--val_every", 9)
+    assert len(rows) == 3
+    assert seen == [(0, (3, 3)), (0, (1, 3)), (1, (1, 6)), (1, (1, 6)), (2, (1, 12))]
+
+
+def test_disturbances_and_blends_reach_the_fed_back_frames(data, tmp_path, no_figures):
+    flags = ["--num_epoch", 1, "--tfr", 0.5, "--tfr_sde", 9, "--val_every", 9]
+    losses = [train(data, tmp_path / str(index), *flags, *more)[0]["train_mse"] for index, more in enumerate([
+        ["--tf_draw", "clip", "--tfr", 0], ["--tf_draw", "clip", "--tfr", 0, "--feedback_noise", 0.3],
+        ["--tf_draw", "clip", "--tfr", 0, "--feedback_jitter", 0.3], ["--tf_draw", "blend"], ["--tfr", 1],
+        ["--tfr", 1, "--feedback_noise", 0.3]])]
+    assert len(set(losses[:5])) == 5 and losses[5] == losses[4]  # where nothing is fed back, nothing is disturbed
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--replay", 0.5, "--clip_stride", 4], "--clip_stride 4: .*or give 3"),
+    (["--replay", 0.5, "--clip_stride", 3, "--grow_vi_len", 2], "the stride grows"),
+    (["--feed", "first", "--replay", 0.5], "--feed first"), (["--feed", "first", "--bptt"], "--feed first"),
+    (["--feed", "first", "--reference_frame"], "--feed first")])
+def test_strategies_that_do_not_go_together_are_refused(flags, words, data, tmp_path, refused):
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *flags, untouched=tmp_path)
+    assert re.search(words, message)
+
+
+@pytest.mark.parametrize("flags", [["--reference_frame", "--replay", 0.5], ["--feed", "first"]])
+def test_what_goes_beyond_the_rules_trains_goes_on_and_generates(flags, data, tmp_path, no_figures):
+    rows = train(data, tmp_path / "run", "--num_epoch", 1, *flags)
+    assert len(train(data, tmp_path / "run", "--num_epoch", 2, "--resume")) == 2 and rows[0]["val_psnr"]
+    Tester.main(["--DR", str(data), "--ckpt_path", str(tmp_path / "run" / "last.ckpt"), "--any_size", "--device", "cpu",
+                 "--save_root", str(tmp_path / "results"), "--no-cache", "--no-make_gif"])
+    assert (tmp_path / "results" / "submission.csv").is_file()
 
 
 # Flags
@@ -590,9 +666,9 @@ def test_weights_lost_in_the_last_step_of_an_epoch_are_never_saved(data, tmp_pat
     """The loss of the epoch is still finite then."""
     step = Trainer.Trainer.train_step
 
-    def lose(self, frames, *args):
-        sums = step(self, frames, *args)
-        if self.epoch == 1 and len(frames) == 1:  # the last, smaller batch
+    def lose(self, batch, *args):
+        sums = step(self, batch, *args)
+        if self.epoch == 1 and len(batch.frames) == 1:  # the last, smaller batch
             next(self.model.parameters()).data.fill_(math.nan)
         return sums
 
