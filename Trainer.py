@@ -180,7 +180,8 @@ class Trainer:
                 batch_size = max(args.batch_size // 2**doublings, self.processes.count)
                 self.loaders[fast, doublings] = ClipLoader(recording, length, stride, batch_size, flag,
                                                            args.crop_fraction,
-                                                           args.reference_frame or args.feed == "first")
+                                                           args.reference_frame or args.feed == "first"
+                                                           or args.any_first > 0)
         if args.replay:
             if self.replay is None or len(self.replay.is_known) != len(train.frames):
                 # Also where the frames are others than they were.
@@ -413,11 +414,8 @@ class Trainer:
         if args.feedback_noise or args.feedback_jitter:
             disturbance = self._draw_disturbance(clips, frames)[share]
         targets = frames[:, 1:]
-        if self.replay is not None and batch.index is not None:
-            chosen = torch.rand(clips, generator=self.generators["augmentation"])[share] < args.replay
-            first = self.replay.recall(batch.index[:, 0], frames[:, 0],
-                                       chosen.to(self.device, non_blocking=True) & batch.is_whole)
-            frames = torch.cat([first[:, None], targets], dim=1)
+        if batch.index is not None and (args.any_first or self.replay is not None):
+            frames = torch.cat([self._choose_first(batch, clips)[:, None], targets], dim=1)
         with self.autocast():
             predictions, mu, logvar = self.forward(frames, batch.labels, forced[share], noise,
                                                    reference=batch.reference, disturbance=disturbance)
@@ -442,6 +440,19 @@ class Trainer:
             # Filled on the device: a value that is copied there would make the host wait.
             sums = torch.cat([sums, sums.new_full((1,), clips), sums.new_zeros(1)])
             return torch.where(good, sums, torch.eye(6, device=self.device)[5])
+
+    def _choose_first(self, batch: Clips, clips: int) -> Tensor:
+        """What the clips of this process begin with, (S, 3, H, W): --any_first and --replay, drawn for all clips."""
+        drawn = torch.rand(2, clips, generator=self.generators["augmentation"])[:, self.processes.share(clips)]
+        drawn = drawn.to(self.device, non_blocking=True)
+        index, first = batch.index[:, 0], batch.frames[:, 0]
+        if self.args.any_first:
+            is_any = drawn[0] < self.args.any_first
+            index = torch.where(is_any, batch.reference_index, index)
+            first = torch.where(is_any[:, None, None, None], batch.reference, first)
+        if self.replay is not None:
+            first = self.replay.recall(index, first, (drawn[1] < self.args.replay) & batch.is_whole)
+        return first
 
     def _draw_disturbance(self, clips: int, frames: Tensor) -> Tensor:
         """What is added to the fed-back frames of all clips, (B, T-1, 3, H, W): noise of each pixel, and of each
@@ -681,6 +692,10 @@ def make_parser() -> FlagParser:
     group.add_argument("--replay", type=number(float, 0, 1), default=0.0,
                        help="share of the training clips that begin with the model's own latest prediction of their "
                             "first frame instead of the real one, so that short clips teach long roll-outs")
+    group.add_argument("--any_first", type=number(float, 0, 1), default=0.0,
+                       help="share of the training clips that begin with any frame of the recording (or, with "
+                            "--replay, what was predicted for it) instead of their own first, so that the person is "
+                            "drawn from the pose alone and only the room is carried on")
     group.add_argument("--feedback_noise", type=number(float, 0), default=0.0,
                        help="in training, standard deviation of the noise on each fed-back pixel (range 0..1)")
     group.add_argument("--feedback_jitter", type=number(float, 0), default=0.0,
@@ -806,10 +821,11 @@ def refuse_strategies(args: argparse.Namespace) -> None:
                        f"recipe, or give {args.train_vi_len - 1}")
     if args.replay and args.grow_vi_len and args.clip_stride:
         raise BadInput("--replay, --grow_vi_len and --clip_stride: the stride grows with the clips; leave it out")
-    if args.feed == "first" and (args.replay or args.bptt or args.feedback_noise or args.feedback_jitter
-                                 or args.match_histogram != "off" or args.reference_frame):
+    if args.feed == "first" and (args.replay or args.any_first or args.bptt or args.feedback_noise
+                                 or args.feedback_jitter or args.match_histogram != "off" or args.reference_frame):
         raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; leave out --replay, "
-                       "--bptt, --feedback_noise, --feedback_jitter, --match_histogram and --reference_frame")
+                       "--any_first, --bptt, --feedback_noise, --feedback_jitter, --match_histogram and "
+                       "--reference_frame")
     if args.bptt and args.match_histogram != "off":
         raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt or "
                        "--no-match_histogram, also where the other comes from a checkpoint")

@@ -336,6 +336,7 @@ class Clips(NamedTuple):
     index: Tensor | None = None  # int64 (B, T), which frames of the recording they are
     is_whole: Tensor | None = None  # bool (B,), whether a clip is shown as it is, not a window of it
     reference: Tensor | None = None  # (B, 3, H, W) in [0, 1], another frame, seen through the clip's window
+    reference_index: Tensor | None = None  # int64 (B,), which one
 
 
 class ClipLoader:
@@ -384,17 +385,19 @@ class ClipLoader:
             wanted = share(len(clips))
             index = self.starts[clips[wanted]].unsqueeze(1) + self.window  # (B, T)
             frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
-            is_whole, reference = torch.ones(len(index), dtype=torch.bool, device=frames.device), None
+            is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
+            reference = other = None
             if self.with_reference:
                 other = torch.randint(len(self.frames), (len(clips),), generator=generator)[wanted]
-                reference = to_float(self.frames[other.to(frames.device, non_blocking=True)])
+                other = other.to(frames.device, non_blocking=True)
+                reference = to_float(self.frames[other])
             if self.crop_fraction > 0:
                 windows = draw_windows(len(clips), self.crop_fraction, generator)[wanted]
                 windows = windows.to(frames.device, non_blocking=True)
                 frames, labels, is_whole = crop(frames, windows), crop(labels, windows), windows[:, 2] == 1
                 if reference is not None:
                     reference = crop(reference[:, None], windows)[:, 0]
-            yield Clips(frames, labels, index, is_whole, reference)
+            yield Clips(frames, labels, index, is_whole, reference, other)
 
 
 def to_float(images: Tensor) -> Tensor:

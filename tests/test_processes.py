@@ -145,8 +145,8 @@ def test_another_dataset_than_the_first_process_has_is_refused(data, own_data):
 
 
 def test_two_processes_train_as_one_and_one_goes_on_from_there(data, tmp_path, no_figures):
-    flags = [*SHARED, "--DR", str(data), "--num_epoch", "2", "--lr", "0.003", "--clip_stride", "3", "--replay", "0.8",
-             "--feedback_noise", "0.05", "--ema", "0.5", "--reference_frame"]
+    flags = [*SHARED, "--DR", str(data), "--num_epoch", "2", "--lr", "0.003", "--clip_stride", "3",
+             "--replay", "0.8", "--any_first", "0.5", "--feedback_noise", "0.05", "--ema", "0.5", "--reference_frame"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*torchrun, "Trainer.py", *flags, "--save_root", str(tmp_path / "two")], cwd=ROOT, check=True,
                    capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -367,6 +367,34 @@ def test_a_replayed_clip_begins_with_what_the_clip_before_it_ended_with(data, tm
     assert replayed >= 4  # of nine: those of the first epoch may be too early, and the recording's first never is
 
 
+@pytest.mark.parametrize("replay", [0, 1])
+def test_a_clip_may_begin_with_any_frame_or_what_was_predicted_for_it(replay, data, tmp_path, no_figures, monkeypatch):
+    batches, given, forward, step = [], [], Trainer.CVAE.forward, Trainer.Trainer.train_step
+
+    def watch(self, frames, *args, **kwargs):
+        outputs = forward(self, frames, *args, **kwargs)
+        given.append((frames.detach().clone(), outputs[0].detach().clone()))
+        return outputs
+
+    monkeypatch.setattr(Trainer.CVAE, "forward", watch)
+    monkeypatch.setattr(Trainer.Trainer, "train_step",
+                        lambda self, batch, *args: batches.append(batch) or step(self, batch, *args))
+    train(data, tmp_path / "run", "--num_epoch", 6, "--any_first", 1, "--replay", replay, "--tfr", 0, "--val_every", 9)
+    known, replayed, own = {}, 0, 0
+    for batch, (frames, predictions) in zip(batches, given, strict=True):
+        assert torch.equal(frames[:, 1:], batch.frames[:, 1:])
+        for first, real, at, start in zip(frames[:, 0], batch.reference, batch.reference_index.tolist(),
+                                          batch.index[:, 0].tolist(), strict=True):
+            own += at == start
+            if replay and at in known:
+                torch.testing.assert_close(first, known[at], atol=0.5 / 255 + 1e-6, rtol=0)
+                replayed += 1
+            else:
+                assert torch.equal(first, real)
+        known |= dict(zip(batch.index[:, 1:].flatten().tolist(), predictions.flatten(0, 1), strict=True))
+    assert own < len(batches) and (replayed >= 6) == bool(replay)
+
+
 def test_clips_double_in_length_at_the_epochs_given(data, tmp_path, no_figures, monkeypatch):
     seen, step = [], Trainer.Trainer.train_step
 
@@ -393,7 +421,8 @@ def test_disturbances_and_blends_reach_the_fed_back_frames(data, tmp_path, no_fi
 @pytest.mark.parametrize("flags, words", [
     (["--replay", 0.5, "--clip_stride", 4], "--clip_stride 4: .*or give 3"),
     (["--replay", 0.5, "--clip_stride", 3, "--grow_vi_len", 2], "the stride grows"),
-    (["--feed", "first", "--replay", 0.5], "--feed first"), (["--feed", "first", "--bptt"], "--feed first"),
+    (["--feed", "first", "--replay", 0.5], "--feed first"), (["--feed", "first", "--any_first", 1], "--feed first"),
+    (["--feed", "first", "--bptt"], "--feed first"),
     (["--feed", "first", "--reference_frame"], "--feed first")])
 def test_strategies_that_do_not_go_together_are_refused(flags, words, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *flags, untouched=tmp_path)
