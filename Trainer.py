@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dataloader import ClipLoader, Clips, FrameCache, read_recording, read_validation, to_float
 from modules import checkpoint, figures
 from modules.average import WeightAverage
-from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS
+from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS, ON_DEVICE
 from modules.cvae import CVAE, FEEDS, clip_loss
 from modules.files import replacing
 from modules.interrupts import Interrupted, Interrupts
@@ -166,6 +166,8 @@ class Trainer:
         train = read_recording(root, "train", *how)
         if not self.processes.is_alone:
             self.fingerprint = [zlib.crc32(part.numpy()) for part in (train.numbers, train.frames, train.labels)]
+        shape = repr(tuple(train.frames.shape)).encode()
+        crc = zlib.crc32(train.frames.numpy(), zlib.crc32(shape)) if args.replay else 0
         train = train.to(self.device)
         shares = {False: ("--partial", args.partial)}
         if args.fast_train:
@@ -173,7 +175,11 @@ class Trainer:
         self.loaders = {}  # by whether an epoch is a fast one, and by how often the clips' length has doubled
         for fast, (flag, share) in shares.items():
             recording = train.first(int(share * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
-            for doublings in range(len(args.grow_vi_len) + 1):
+            grown = sorted(args.grow_vi_len)
+            for doublings, (first, end) in enumerate(zip([0, *grown], [*grown, args.num_epoch], strict=True)):
+                end = min(end, args.num_epoch, args.fast_train_epoch) if fast else min(end, args.num_epoch)
+                if first >= end and (fast, doublings) != (False, 0):  # there is no such epoch
+                    continue
                 length = args.train_vi_len * 2**doublings
                 # With --replay a clip begins with the frame that the clip before it predicts last.
                 stride = args.clip_stride or length - (args.replay > 0)
@@ -181,11 +187,12 @@ class Trainer:
                 self.loaders[fast, doublings] = ClipLoader(recording, length, stride, batch_size, flag,
                                                            args.crop_fraction,
                                                            args.reference_frame or args.feed == "first"
-                                                           or args.any_first > 0)
+                                                           or args.any_first > 0, "--train_vi_len"
+                                                           if not doublings else "--grow_vi_len's number of epochs")
         if args.replay:
-            if self.replay is None or len(self.replay.is_known) != len(train.frames):
-                # Also where the frames are others than they were.
-                self.replay = Replay(torch.zeros_like(train.frames), torch.zeros(len(train.frames), dtype=torch.bool))
+            if self.replay is None or self.replay.of != crc:  # none, or of other frames
+                self.replay = Replay(torch.zeros_like(train.frames), torch.zeros(len(train.frames), dtype=torch.bool),
+                                     crc)
             self.replay = self.replay.to(self.device)
 
     def fit(self) -> None:
@@ -237,8 +244,11 @@ class Trainer:
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
         now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
         began, shown = time.perf_counter() - now.seconds, -math.inf
+        share = self.processes.share(loader.batch_size)
+        self.model.compiled_batch = share.stop - share.start  # the others, such as a smaller last one, run uncompiled
         self.model.train()
-        batches = loader.batches(now.order[now.clips:], self.processes.share, self.generators["augmentation"])
+        batches = loader.batches(now.order[now.clips:], self.processes.share, self.generators["augmentation"],
+                                 self.generators["reference"])
         with progress_bar(batches, f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
                           initial=now.clips // loader.batch_size) as bar:
             for step, batch in enumerate(bar, start=1):
@@ -303,7 +313,8 @@ class Trainer:
         loss, mse, kl, _, clips, skipped = now.sums.tolist()
         row = {"epoch": epoch, "train_loss": loss / clips, "train_mse": mse / clips, "train_kl": kl / clips,
                "beta": self.kl_annealing(epoch), "tfr": self.teacher_forcing(epoch),
-               "tf_used": now.forced_clips / now.clips, "lr": now.lr, "skipped": int(skipped),
+               "tf_used": self.teacher_forcing(epoch) if args.tf_draw == "blend" else now.forced_clips / now.clips,
+               "lr": now.lr, "skipped": int(skipped),
                "val_loss": None, "val_psnr": None}
         is_best = False
         began = time.perf_counter()
@@ -443,7 +454,7 @@ class Trainer:
 
     def _choose_first(self, batch: Clips, clips: int) -> Tensor:
         """What the clips of this process begin with, (S, 3, H, W): --any_first and --replay, drawn for all clips."""
-        drawn = torch.rand(2, clips, generator=self.generators["augmentation"])[:, self.processes.share(clips)]
+        drawn = torch.rand(2, clips, generator=self.generators["first"])[:, self.processes.share(clips)]
         drawn = drawn.to(self.device, non_blocking=True)
         index, first = batch.index[:, 0], batch.frames[:, 0]
         if self.args.any_first:
@@ -596,7 +607,8 @@ class Trainer:
             raise BadInput(f"--ckpt_path {path}: {error}") from error
         self.model.load_state_dict(state["model"])
         self.average.begin(state.get("averaged_steps"))
-        self.model.load_state_dict(state.get("latest", {}), strict=False)
+        if not self.args.test:
+            self.model.load_state_dict(state.get("latest", {}), strict=False)
         moments = {}
         for index, moment in state["optimizer"]["state"].items():
             # Laid out in memory as the weights are: a fused step walks through both alike.
@@ -604,9 +616,9 @@ class Trainer:
                               for name in ("exp_avg", "exp_avg_sq")} | {"step": moment["step"]}
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for purpose, generator in self.generators.items():
-            # The latent generator's state is of its device's kind: on another device it starts anew.
-            # A checkpoint from before there was augmentation has no generator of it.
-            if purpose in state["generators"] and (purpose != "latent" or generator.device.type == state["device"]):
+            # A state of its device's kind: on another device the generator starts anew.
+            if purpose in state["generators"] and (purpose not in ON_DEVICE
+                                                   or generator.device.type == state["device"]):
                 generator.set_state(state["generators"][purpose])
         self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
         self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
@@ -639,8 +651,9 @@ def make_parser() -> FlagParser:
                        help="length of a training clip, frames")
     group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
                        help="length of the validation sequence, frames")
-    group.add_argument("--clip_stride", type=number(int, 1, 10**6),
-                       help="frames between the starts of training clips; None: the clip's length, no overlap")
+    group.add_argument("--clip_stride", type=number(int, 0, 10**6), default=0,
+                       help="frames between the starts of training clips; 0: the clip's length, no overlap, or with "
+                            "--replay one less")
     group.add_argument("--partial", type=number(float, 0, 1, above=True), default=1.0,
                        help="share of the training frames in use, the first in number order")
     group.add_argument("--grow_vi_len", type=number(int, 1), nargs="*", default=[],
@@ -710,7 +723,8 @@ def make_parser() -> FlagParser:
     group.add_argument("--l1", type=number(float, 0), default=0.0,
                        help="weight of the mean absolute error, which is added to the MSE")
     group.add_argument("--free_bits", type=number(float, 0), default=0.0,
-                       help="nats of KL a frame that cost nothing more to use")
+                       help="KL of a frame that costs nothing more to use: nats, or with --kl_reduction mean nats a "
+                            "latent value")
     group.add_argument("--kl_anneal_type", type=str.capitalize, default="Cyclical",
                        choices=[kind.capitalize() for kind in KLAnnealing.KINDS],
                        help="how beta moves over the epochs; any letter case")
@@ -810,17 +824,17 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise BadInput("--finetune starts from the weights of a checkpoint; give one with --ckpt_path")
     if args.finetune and args.test:
         raise BadInput("--finetune and --test: one trains, the other validates only; give one of the two")
-    refuse_strategies(args)
 
 
 def refuse_strategies(args: argparse.Namespace) -> None:
     """BadInput: strategies that do not go together, wherever each comes from."""
-    if args.replay and args.clip_stride not in (None, args.train_vi_len - 1):
+    if args.replay and args.clip_stride not in (0, args.train_vi_len - 1):
         raise BadInput(f"--replay and --clip_stride {args.clip_stride}: each clip has to begin with the last frame of "
-                       "the clip before it; leave --clip_stride out, also where it comes from a checkpoint or a "
-                       f"recipe, or give {args.train_vi_len - 1}")
+                       "the clip before it; give --clip_stride 0, also where another comes from a checkpoint or a "
+                       "recipe")
     if args.replay and args.grow_vi_len and args.clip_stride:
-        raise BadInput("--replay, --grow_vi_len and --clip_stride: the stride grows with the clips; leave it out")
+        raise BadInput("--replay, --grow_vi_len and --clip_stride: the stride grows with the clips; give "
+                       "--clip_stride 0")
     if args.feed == "first" and (args.replay or args.any_first or args.bptt or args.feedback_noise
                                  or args.feedback_jitter or args.match_histogram != "off" or args.reference_frame):
         raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; leave out --replay, "
@@ -850,6 +864,7 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     if args.test and not args.ckpt_path:
         raise BadInput("--test validates a checkpoint; give one with --ckpt_path")
     if not args.ckpt_path:
+        refuse_strategies(args)
         return args, None
     ckpt_path, finetune = args.ckpt_path, args.finetune
     state = load_checkpoint(Path(ckpt_path))
@@ -922,7 +937,9 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
             path.unlink()
         if not (folder / "best.ckpt").exists():
             trainer.best_psnr = -math.inf  # the best of a run that lives elsewhere: this folder has to have its own
-        trainer.save(folder / "last.ckpt")  # from now on there is something to resume
+        if state is not None and state.get("latest") and not args.ema:
+            trainer.estimate_statistics()  # the file has those of the average
+        trainer.save(folder / "last.ckpt", with_replay=True)  # from now on there is something to resume
         write_json(folder / "config.json", describe_run(args, folder / "config.json"))
         trainer.fit()
     print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")

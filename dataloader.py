@@ -346,7 +346,7 @@ class ClipLoader:
     ----------
     length, stride : frames of a clip, frames between clip starts.
     batch_size : clips a batch; the last batch of an epoch may be smaller.
-    share_flag : the flag that chose the share of the frames, for the message.
+    share_flag, length_flag : the flags that chose the share of the frames and the length, for the message.
     crop_fraction : share of the clips that are shown as a random crop, the same for all frames and poses of a clip.
     with_reference : draw another frame for each clip, from anywhere in the recording.
 
@@ -356,11 +356,12 @@ class ClipLoader:
     """
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
-                 share_flag: str = "--partial", crop_fraction: float = 0.0, with_reference: bool = False):
+                 share_flag: str = "--partial", crop_fraction: float = 0.0, with_reference: bool = False,
+                 length_flag: str = "--train_vi_len"):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
-                           f"use); give more frames, a larger {share_flag} or a smaller --train_vi_len")
+                           f"use); give more frames, a larger {share_flag} or a smaller {length_flag}")
         self.frames, self.labels = recording.frames, recording.labels
         self.window = torch.arange(length, device=self.frames.device)
         self.batch_size, self.crop_fraction, self.with_reference = batch_size, crop_fraction, with_reference
@@ -370,14 +371,16 @@ class ClipLoader:
         return -(-len(self.starts) // self.batch_size)
 
     def batches(self, order: Tensor, share: Callable[[int], slice] = slice,
-                generator: torch.Generator | None = None) -> Iterator[Clips]:
+                generator: torch.Generator | None = None,
+                reference_generator: torch.Generator | None = None) -> Iterator[Clips]:
         """The batches of an epoch's clips.
 
         Parameters
         ----------
         order : a permutation of the clips, or what is left of one, perhaps nothing.
         share : which of the B clips of a batch are wanted; all, unless several processes share them.
-        generator : source of crops and references, on the CPU; drawn from where there are any, for the whole batch.
+        generator, reference_generator : sources of crops and of references, on the CPU; drawn from where there are
+            any, and for the whole batch.
         """
         order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
@@ -388,7 +391,7 @@ class ClipLoader:
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
             reference = other = None
             if self.with_reference:
-                other = torch.randint(len(self.frames), (len(clips),), generator=generator)[wanted]
+                other = torch.randint(len(self.frames), (len(clips),), generator=reference_generator)[wanted]
                 other = other.to(frames.device, non_blocking=True)
                 reference = to_float(self.frames[other])
             if self.crop_fraction > 0:

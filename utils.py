@@ -296,9 +296,10 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
     generators = {purpose: torch.Generator(place).manual_seed(seed * len(places) + index)
                   for index, (purpose, place) in enumerate(places.items())}
     # Far from the others', which stay what they were: a CPU generator takes the lower 32 bits of a seed.
-    later = {"augmentation": "cpu", "disturbance": device}
-    return generators | {purpose: torch.Generator(place).manual_seed(2**31 + seed * len(places) + index)
-                         for index, (purpose, place) in enumerate(later.items())}
+    later = {"augmentation": ("cpu", 2**31), "disturbance": (device, 2**31 + 1), "first": ("cpu", 2**31 + 2),
+             "reference": ("cpu", 3 * 2**30)}
+    return generators | {purpose: torch.Generator(place).manual_seed(base + seed * len(places))
+                         for purpose, (place, base) in later.items()}
 
 
 # Files

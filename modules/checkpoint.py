@@ -14,7 +14,9 @@ from modules.files import replacing
 
 FORMAT = 1
 NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations", "reference_frame", "feed")
+ON_DEVICE = ("latent", "disturbance")  # generators whose state is of their device's kind
 NETWORK_BEFORE = {"template_activations": False, "reference_frame": False, "feed": "previous"}
+LATER_GENERATORS = ("augmentation", "disturbance", "first", "reference")  # that older files lack
 LARGEST_FRAME, LARGEST_NETWORK = 4096, 8192  # pixels a side, channels
 
 
@@ -147,7 +149,8 @@ def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter],
         predictions, is_known = replay.get("predictions"), replay.get("is_known")
         shape = (len(is_known) if isinstance(is_known, Tensor) and is_known.dim() == 1 else 0, 3, *state["frame_size"])
         require(_fits(predictions, torch.empty(shape, dtype=torch.uint8, device="meta"))
-                and _fits(is_known, torch.empty(shape[0], dtype=torch.bool)), "replay")
+                and _fits(is_known, torch.empty(shape[0], dtype=torch.bool)) and _is_count(replay.get("of"), 0, 2**32)
+                and replay.keys() == {"predictions", "is_known", "of"}, "replay")
     latest = require_dict(state.get("latest", {}), "latest")  # empty, or missing in an old file, without an average
     require(latest.keys() in (set(), named_parameters.keys()), "latest")
     require(all(_fits(value, named_parameters[name]) and bool(value.isfinite().all())
@@ -165,10 +168,10 @@ def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter],
     require(isinstance(state.get("device"), str), "device")
     for purpose, generator in generators.items():
         saved = require_dict(state.get("generators"), "generators").get(purpose)
-        if saved is None and purpose in ("augmentation", "disturbance"):  # from before there was any
+        if purpose in LATER_GENERATORS and purpose not in state["generators"]:
             continue
-        # The latent generator's state is of its device's kind, and useless on another.
-        if purpose != "latent" or generator.device.type == state.get("device"):
+        # Useless on a device of another kind.
+        if purpose not in ON_DEVICE or generator.device.type == state.get("device"):
             try:
                 torch.Generator(generator.device).set_state(saved)
             except (RuntimeError, TypeError, AttributeError):

@@ -70,7 +70,7 @@ class CVAE(nn.Module):
         # CPU cores one pass was measured to be the faster. None: as the device asks.
         self.two_passes: bool | None = None
         self._compiled: dict[str, Callable] = {}
-        self._compiled_batch: int | None = None
+        self.compiled_batch: int | None = None  # clips of the batches that run compiled
 
     def forward(self, frames: Tensor, labels: Tensor, teacher_forcing: Tensor, noise: Tensor | None = None,
                 generator: torch.Generator | None = None, reference: Tensor | None = None,
@@ -97,7 +97,7 @@ class CVAE(nn.Module):
         mu, logvar : (B, T-1, N, H, W), of the posteriors.
         """
         batch, steps = len(frames), frames.shape[1] - 1
-        compiled = self._compiled if batch == self._compiled_batch else {}
+        compiled = self._compiled if batch == self.compiled_batch else {}
         encode, decode = compiled.get("encode", self.encode), compiled.get("decode", self.decode)
         features, poses, mu, logvar = encode(frames, labels[:, 1:])
         z = reparameterize(mu, logvar, noise, generator)
@@ -278,14 +278,14 @@ class CVAE(nn.Module):
 
         self._compiled = {"encode": compiled(self.encode), "decode": compiled(self.decode),
                           "predict": compiled(self.predict), "roll_out": roll_out}
-        self._compiled_batch = batch_size
+        self.compiled_batch = batch_size
 
 
 def blend(real: Tensor, prediction: Tensor, share: Tensor) -> Tensor:
     """Frames (B, 3, H, W): the real ones where ``share``, (B, 1, 1, 1), is True or 1, and else that share of them."""
     if share.dtype == torch.bool:
         return torch.where(share, real, prediction)
-    return torch.lerp(prediction, real, share.to(prediction.dtype))
+    return torch.lerp(prediction.to(real.dtype), real, share.to(real.dtype))
 
 
 def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, beta: float,
@@ -298,8 +298,9 @@ def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, 
     mu, logvar : (B, T-1, N, H, W).
     beta : weight of the KL divergence, at least 0.
     l1 : weight of the mean absolute error, at least 0.
-    free_bits : nats of a clip's KL divergence, mean over its frames, that cost nothing more to use: beta weighs
-        max(KL, free_bits) (Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow").
+    free_bits : of each clip's KL divergence, mean over its frames and reduced as ``kl_reduction`` says, what costs
+        nothing more to use: beta weighs max(KL, free_bits) (Kingma et al. 2016, "Improved Variational Inference with
+        Inverse Autoregressive Flow", where it is kept for each latent channel).
 
     Returns
     -------
@@ -308,7 +309,11 @@ def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, 
     steps = targets.shape[1]
     mse = steps * functional.mse_loss(predictions, targets)
     kl = steps * kl_divergence(mu.flatten(0, 1), logvar.flatten(0, 1), kl_reduction)
-    loss = mse + beta * (kl.clamp(min=steps * free_bits) if free_bits else kl)
+    weighed = kl
+    if free_bits:  # clip by clip, so that it does not matter which clips share a batch
+        weighed = torch.stack([(steps * kl_divergence(*clip, kl_reduction)).clamp(min=steps * free_bits)
+                               for clip in zip(mu, logvar, strict=True)]).mean()
+    loss = mse + beta * weighed
     if l1:
         loss = loss + l1 * steps * functional.l1_loss(predictions, targets)
     return loss, mse, kl

@@ -53,7 +53,7 @@ def plot_losses(history: list[dict], path: str | Path) -> None:
     figure, (loss, quality) = _panels(2, heights=(3, 2))
     # The wide pale line stays visible where the KL divergence adds next to nothing and both coincide.
     _curve(loss, history, "train_mse", SKY, "train: the MSE part of the loss", width=3.5)
-    _curve(loss, history, "train_loss", BLUE, "train: MSE + β·KL, sum over a clip's frames")
+    _curve(loss, history, "train_loss", BLUE, "train: the objective, sum over a clip's frames")
     _curve(loss, history, "val_loss", VERMILION, "validation: MSE, mean per frame")
     _mark_lost(loss, history, "train_loss", "train_mse", "val_loss")
     _log_scale(loss, history, "train_loss", "train_mse", "val_loss")
@@ -148,7 +148,7 @@ def compare_losses(runs: dict[str, list[dict]], path: str | Path) -> None:
     ------
     OSError : the file cannot be written.
     """
-    titles = {"train_loss": "training loss: MSE + β·KL, sum over a clip's frames",
+    titles = {"train_loss": "training loss: the objective, sum over a clip's frames",
               "train_mse": "training MSE, sum over a clip's frames",
               "train_kl": "training KL divergence, sum over a clip's frames",
               "val_loss": "validation loss: MSE, mean per frame, free-running"}

@@ -100,14 +100,15 @@ class Replay:
     Parameters
     ----------
     predictions : uint8 (N, 3, H, W), of each frame of the recording. is_known : bool (N,), whether there is one.
+    of : a check sum of the recording, by which a saved one is known to belong to it.
     """
 
-    def __init__(self, predictions: Tensor, is_known: Tensor):
-        self.predictions, self.is_known = predictions, is_known
+    def __init__(self, predictions: Tensor, is_known: Tensor, of: int = 0):
+        self.predictions, self.is_known, self.of = predictions, is_known, of
 
     def to(self, device: torch.device) -> "Replay":
         """The same on a device."""
-        return Replay(self.predictions.to(device), self.is_known.to(device))
+        return Replay(self.predictions.to(device), self.is_known.to(device), self.of)
 
     def recall(self, index: Tensor, frames: Tensor, chosen: Tensor) -> Tensor:
         """The ``frames`` (B, 3, H, W) of the recording's ``index`` (B,), but their predictions where they are

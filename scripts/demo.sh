@@ -7,8 +7,6 @@ source .venv/bin/activate
 mkdir -p demo
 [ -d demo/data ] || python scripts/make_synthetic_dataset.py demo/data
 python Trainer.py @scripts/recipes/demo.args --DR demo/data --save_root demo/run --overwrite
-python Trainer.py --DR demo/data --save_root demo/run --resume --train_vi_len 16 --clip_stride 16 --batch_size 2 \
-    --lr_schedule cosine --num_epoch 3
 python Tester.py --DR demo/data --ckpt_path demo/run/best.ckpt --save_root demo/result --truth demo/data/truth \
     --latent mean --overwrite
 python scripts/score_submission.py demo/result/submission.csv demo/data/truth --json demo/result/score.json

@@ -559,8 +559,8 @@ def test_references_come_from_anywhere_and_are_seen_through_the_clips_window():
     loader = dataloader.ClipLoader(dataloader.Recording(frames, frames, torch.arange(24)), 3, 3, 8, with_reference=True)
     order, seen = torch.arange(8), set()
     for seed in range(20):
-        clips, = loader.batches(order, generator=torch.Generator().manual_seed(seed))
-        part, = loader.batches(order, lambda count: slice(2, 5), torch.Generator().manual_seed(seed))
+        clips, = loader.batches(order, reference_generator=torch.Generator().manual_seed(seed))
+        part, = loader.batches(order, lambda count: slice(2, 5), None, torch.Generator().manual_seed(seed))
         assert torch.equal(part.reference, clips.reference[2:5])
         assert torch.equal(clips.reference, frames[clips.reference_index] / 255)
         seen |= set((clips.reference[:, 0, 0, 0] * 25.5).round().int().tolist())
@@ -569,7 +569,7 @@ def test_references_come_from_anywhere_and_are_seen_through_the_clips_window():
     noise = noise.expand(24, 3, 8, 16)  # all frames are one: the reference is what each frame of its clip is
     loader = dataloader.ClipLoader(dataloader.Recording(noise, noise, torch.arange(24)), 3, 3, 8, crop_fraction=0.5,
                                    with_reference=True)
-    clips, = loader.batches(order, generator=torch.Generator().manual_seed(0))
+    clips, = loader.batches(order, slice, torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
     assert torch.equal(clips.reference, clips.frames[:, 0]) and not clips.is_whole.all()
 
 

@@ -75,7 +75,8 @@ def check_statistics(processes: Processes) -> None:
 
 def check_gradients(processes: Processes) -> None:
     """Of Trainer's step, for whole, odd and scarce batches; forced or not."""
-    args = Trainer.make_parser().parse_args([*SHARED, "--DR", "-", "--save_root", "-", "--clip_grad", "0"])
+    args = Trainer.make_parser().parse_args([*SHARED, "--DR", "-", "--save_root", "-", "--clip_grad", "0",
+                                             "--free_bits", "30", "--l1", "0.1"])
     shared, alone = (Trainer.Trainer(args, torch.device("cpu"), several) for several in (processes, None))
     alone.model.label_encoder[2].__class__ = nn.BatchNorm2d  # there is a process group, but not for this one
     shared.forward = nn.parallel.DistributedDataParallel(shared.model, broadcast_buffers=False)

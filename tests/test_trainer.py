@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRAIN_FRAMES, contents, read_csv
+from conftest import TINY, TRAIN_FRAMES, contents, make_video, read_csv, write_pngs
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +21,7 @@ import Tester
 import Trainer
 import utils
 from dataloader import Clips
+from modules.strategies import Replay
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,8 +80,12 @@ def test_the_loss_is_mse_plus_beta_kl(whole_run):
         assert row["tfr"] == pytest.approx([1, 0.7, 0.4, 0.1][int(row["epoch"])])
 
 
-@pytest.mark.parametrize("forced", [[False, False], [True, False], [True, True]])
-def test_a_step_reads_nothing_back_from_the_device(forced):
+@pytest.mark.parametrize("forced, flags", [
+    ([False, False], []), ([True, False], []), ([True, True], []),
+    ([0.3, 0.0], ["--replay", 0.5, "--any_first", 0.5, "--ema", 0.9, "--feedback_noise", 0.1, "--feedback_jitter", 0.1,
+                  "--l1", 0.1, "--free_bits", 1, "--reference_frame"]),
+    ([False, False], ["--feed", "first"])], ids=str)
+def test_a_step_reads_nothing_back_from_the_device(forced, flags):
     """On a GPU each such read would make the host wait. On a CPU it is the same operation."""
 
     class Recorder(TorchDispatchMode):
@@ -89,12 +94,16 @@ def test_a_step_reads_nothing_back_from_the_device(forced):
             return function(*args, **kwargs or {})
 
     called = set()
-    trainer = Trainer.Trainer(Trainer.make_parser().parse_args([*TINY, "--DR", "-", "--save_root", "-"]),
-                              torch.device("cpu"))
+    args = Trainer.make_parser().parse_args([*TINY, "--DR", "-", "--save_root", "-", *map(str, flags)])
+    trainer = Trainer.Trainer(args, torch.device("cpu"))
     trainer.model.two_passes = True
-    frames, labels = torch.rand(2, 2, 4, 3, trainer.args.frame_H, trainer.args.frame_W)
+    frames, labels = torch.rand(2, 2, 4, 3, args.frame_H, args.frame_W)
+    if args.replay:
+        trainer.replay = Replay(torch.zeros(9, *frames.shape[2:], dtype=torch.uint8), torch.ones(9, dtype=torch.bool))
+    clips = Clips(frames, labels, torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]]), torch.ones(2, dtype=torch.bool),
+                  frames[:, 0], torch.tensor([7, 8]))
     with Recorder():
-        trainer.train_step(Clips(frames, labels), torch.tensor(forced), 0.1, 0.01)
+        trainer.train_step(clips, torch.tensor(forced), 0.1, 0.01)
     assert "aten::convolution_backward" in called
     assert not called & {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
@@ -259,11 +268,21 @@ def test_finetuning_never_replaces_the_run_that_it_starts_from_unasked(whole_run
     assert "holds a run already" in message
 
 
+def test_a_checkpoint_from_another_kind_of_device_continues(whole_run, data, tmp_path, no_figures):
+    state = torch.load(whole_run / "last.ckpt", weights_only=True)
+    state["device"] = "cuda"
+    for purpose in ("latent", "disturbance"):
+        state["generators"][purpose] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's generators have it
+    torch.save(state, tmp_path / "gpu.ckpt")
+    assert len(train(data, tmp_path / "run", "--ckpt_path", tmp_path / "gpu.ckpt", "--num_epoch", 5,
+                     "--no-store_visualization")) == 5
+
+
 def test_a_checkpoint_from_before_there_was_augmentation_continues(whole_run, data, tmp_path, no_figures):
     state = torch.load(whole_run / "last.ckpt", weights_only=True)
     for part in ("latest", "averaged_steps", "replay"):
         del state[part]
-    for purpose in ("augmentation", "disturbance"):
+    for purpose in ("augmentation", "disturbance", "first", "reference"):
         del state["generators"][purpose]
     for flag in ("crop_fraction", "match_histogram", "ema", "replay", "feedback_noise", "grow_vi_len"):
         del state["flags"][flag]
@@ -395,6 +414,28 @@ def test_a_clip_may_begin_with_any_frame_or_what_was_predicted_for_it(replay, da
     assert own < len(batches) and (replayed >= 6) == bool(replay)
 
 
+def test_what_was_kept_of_other_frames_is_not_replayed(data, own_data, tmp_path, no_figures):
+    flags = ["--num_epoch", 1, "--replay", 1, "--val_every", 9]
+    train(data, tmp_path / "run", *flags)
+    assert torch.load(tmp_path / "run" / "last.ckpt")["replay"]["is_known"].any()
+    args = ["--ckpt_path", tmp_path / "run" / "last.ckpt", "--save_root", tmp_path / "other", "--num_epoch", 2]
+    for more, kept in ((["--DR", data], True), (["--DR", data, "--frame_W", 8], False)):
+        trainer = Trainer.make_trainer(*parse(*args, "--no-cache", *more))
+        trainer.load_data()
+        assert bool(trainer.replay.is_known.any()) == kept
+        assert trainer.replay.predictions.shape == trainer.loaders[False, 0].frames.shape
+    write_pngs(own_data / "train" / "train_img", make_video(1, seed=9)[0], [TRAIN_FRAMES - 1])
+    trainer = Trainer.make_trainer(*parse(*args, "--no-cache", "--DR", own_data))
+    trainer.load_data()
+    assert not trainer.replay.is_known.any()
+
+
+def test_lengths_that_no_epoch_reaches_need_no_data(data, tmp_path, no_figures):
+    assert len(train(data, tmp_path / "a", "--num_epoch", 1, "--grow_vi_len", 1, 2, 3, "--val_every", 9)) == 1
+    assert len(train(data, tmp_path / "b", "--num_epoch", 3, "--grow_vi_len", 2, "--fast_train", "--fast_partial", 0.5,
+                     "--fast_train_epoch", 1, "--val_every", 9)) == 3
+
+
 def test_clips_double_in_length_at_the_epochs_given(data, tmp_path, no_figures, monkeypatch):
     seen, step = [], Trainer.Trainer.train_step
 
@@ -419,8 +460,9 @@ def test_disturbances_and_blends_reach_the_fed_back_frames(data, tmp_path, no_fi
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--replay", 0.5, "--clip_stride", 4], "--clip_stride 4: .*or give 3"),
+    (["--replay", 0.5, "--clip_stride", 4], "--clip_stride 4: .*give --clip_stride 0"),
     (["--replay", 0.5, "--clip_stride", 3, "--grow_vi_len", 2], "the stride grows"),
+    (["--grow_vi_len", 1, 2, 3], "no 16 frames in a row .*--grow_vi_len"),
     (["--feed", "first", "--replay", 0.5], "--feed first"), (["--feed", "first", "--any_first", 1], "--feed first"),
     (["--feed", "first", "--bptt"], "--feed first"),
     (["--feed", "first", "--reference_frame"], "--feed first")])

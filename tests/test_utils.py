@@ -102,10 +102,11 @@ def test_generators_are_repeatable_and_independent():
     cpu = torch.device("cpu")
     draws = [{name: torch.rand(4, generator=generator) for name, generator in utils.make_generators(seed, cpu).items()}
              for seed in (0, 0, 1, 2)]
-    assert set(draws[0]) == {"order", "teacher_forcing", "latent", "augmentation", "disturbance"}
+    assert set(draws[0]) == {"order", "teacher_forcing", "latent", "augmentation", "disturbance", "first",
+                             "reference"}
     assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
     different = [tuple(draw.tolist()) for i in (0, 2, 3) for draw in draws[i].values()]
-    assert len(set(different)) == 15
+    assert len(set(different)) == 21
 
 
 # Files
