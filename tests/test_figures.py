@@ -109,7 +109,7 @@ def test_losses_are_labelled_honestly(panels, tmp_path):
     figures.plot_losses(make_history(20), tmp_path / "loss.png")
     loss, quality = panels.axes
     assert loss.get_yscale() == "log" and quality.get_yscale() == "linear"
-    assert any("sum over a clip" in label and "β·KL" in label for label in labels_of(loss))
+    assert any("sum over a clip" in label and "objective" in label for label in labels_of(loss))
     assert any("validation" in label and "mean per frame" in label for label in labels_of(loss))
     assert "best: 39.00 dB in epoch 19" in labels_of(quality)
     assert quality.get_ylabel() == "PSNR (dB)" and quality.get_xlabel() == "epoch"
