@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor
 
 from modules.files import replacing
-from modules.metrics import slope, to_uint8
+from modules.metrics import SCORED_FRAMES, slope, to_uint8
 
 # Okabe and Ito's palette: the colours stay apart for every kind of colour vision, and in grey as well.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -111,7 +111,7 @@ def plot_psnr(curves: dict[str, Tensor | list[float]], path: str | Path, title: 
         styles[label] = CYCLE[index % len(CYCLE)]
         mean = f"mean {np.mean(values):.2f} dB" if values else "no frame"
         if len(values) >= SLOPE_FROM:
-            mean += f", slope {slope(values):+.1f}"
+            mean += f", slope {slope(values[:SCORED_FRAMES]):+.1f}"  # of the frames that drift() takes
             note = "; slopes in dB per 600 frames"
         _per_frame(panel, values, *styles[label], f"{label}, {mean}")
     panel.set(ylabel="PSNR (dB)")
