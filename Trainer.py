@@ -209,8 +209,7 @@ class Trainer:
         if compile_pays(args.compile, self.device, 0 if args.deterministic else
                         clips * args.train_vi_len * args.num_epoch):
             torch._dynamo.config.optimize_ddp = False  # it would cut the pieces up, to send early what is small anyway
-            share = self.processes.share(args.batch_size)
-            self.model.compile_steps(share.stop - share.start)
+            self.model.compile_steps()  # for the batches of the epoch: train_one_epoch says how large they are
         if not self.processes.is_alone:
             # Buffers need no exchange: training reads none of them, and the first process's are saved.
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
@@ -840,9 +839,6 @@ def refuse_strategies(args: argparse.Namespace) -> None:
         raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; leave out --replay, "
                        "--any_first, --bptt, --feedback_noise, --feedback_jitter, --match_histogram and "
                        "--reference_frame")
-    if args.bptt and args.match_histogram != "off":
-        raise BadInput("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt or "
-                       "--no-match_histogram, also where the other comes from a checkpoint")
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:

@@ -1,4 +1,4 @@
-"""Corrections of what the network is given: histogram specification of a fed-back frame, crops of training clips."""
+"""What the network is given: histogram specification of a fed-back frame, crops of training clips, replay."""
 import torch
 from torch import Tensor
 from torch.nn import functional

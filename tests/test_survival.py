@@ -117,6 +117,20 @@ def test_a_run_stopped_again_and_again(whole_run, data, tmp_path, no_figures, mo
     interrupt_run.compare(tmp_path / "run", whole_run)
 
 
+def test_a_run_killed_as_soon_as_it_was_resumed_loses_nothing(whole_run, data, tmp_path, no_figures, monkeypatch):
+    """last.ckpt is written anew before training goes on: that one, too, holds everything."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "Interrupts", lambda: AskedAt(9))
+        with pytest.raises(Interrupted):
+            train(data, tmp_path / "run", *RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer.Trainer, "fit", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(data, tmp_path / "run", *RUN, "--resume")
+    train(data, tmp_path / "run", *RUN, "--resume")
+    interrupt_run.compare(tmp_path / "run", whole_run)
+
+
 def test_another_seed_is_another_run(whole_run, data, tmp_path, no_figures):
     row, = train(data, tmp_path / "run", *RUN, "--seed", 1, "--num_epoch", 1)
     assert row["train_mse"] != read_csv(whole_run / "metrics.csv")[0]["train_mse"]

@@ -359,21 +359,27 @@ def test_fast_epochs_use_their_share(data, tmp_path, no_figures, monkeypatch):
 
 # Strategies
 
-def test_a_replayed_clip_begins_with_what_the_clip_before_it_ended_with(data, tmp_path, no_figures, monkeypatch):
-    """The clips of 4 frames begin at 0, 3, 6: the frames 3 and 6 are predicted last by the clips before."""
-    batches, given, forward, step = [], [], Trainer.CVAE.forward, Trainer.Trainer.train_step
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple]:
+    """For each step of a training the batch, the frames that the network was given, and its predictions."""
+    seen, forward, step = [], Trainer.CVAE.forward, Trainer.Trainer.train_step
 
     def watch(self, frames, *args, **kwargs):
         outputs = forward(self, frames, *args, **kwargs)
-        given.append((frames.detach().clone(), outputs[0].detach().clone()))
+        seen[-1] += frames.detach().clone(), outputs[0].detach().clone()
         return outputs
 
     monkeypatch.setattr(Trainer.CVAE, "forward", watch)
     monkeypatch.setattr(Trainer.Trainer, "train_step",
-                        lambda self, batch, *args: batches.append(batch) or step(self, batch, *args))
+                        lambda self, batch, *args: seen.append((batch,)) or step(self, batch, *args))
+    return seen
+
+
+def test_a_replayed_clip_begins_with_what_the_clip_before_it_ended_with(data, tmp_path, no_figures, steps):
+    """The clips of 4 frames begin at 0, 3, 6: the frames 3 and 6 are predicted last by the clips before."""
     train(data, tmp_path / "run", "--num_epoch", 3, "--replay", 1, "--tfr", 0, "--batch_size", 1, "--val_every", 9)
     ended, replayed = {}, 0
-    for batch, (frames, predictions) in zip(batches, given, strict=True):
+    for batch, frames, predictions in steps:
         assert torch.equal(frames[:, 1:], batch.frames[:, 1:])
         start, end = batch.index[0, [0, -1]].tolist()
         if start in ended:
@@ -387,20 +393,10 @@ def test_a_replayed_clip_begins_with_what_the_clip_before_it_ended_with(data, tm
 
 
 @pytest.mark.parametrize("replay", [0, 1])
-def test_a_clip_may_begin_with_any_frame_or_what_was_predicted_for_it(replay, data, tmp_path, no_figures, monkeypatch):
-    batches, given, forward, step = [], [], Trainer.CVAE.forward, Trainer.Trainer.train_step
-
-    def watch(self, frames, *args, **kwargs):
-        outputs = forward(self, frames, *args, **kwargs)
-        given.append((frames.detach().clone(), outputs[0].detach().clone()))
-        return outputs
-
-    monkeypatch.setattr(Trainer.CVAE, "forward", watch)
-    monkeypatch.setattr(Trainer.Trainer, "train_step",
-                        lambda self, batch, *args: batches.append(batch) or step(self, batch, *args))
+def test_a_clip_may_begin_with_any_frame_or_what_was_predicted_for_it(replay, data, tmp_path, no_figures, steps):
     train(data, tmp_path / "run", "--num_epoch", 6, "--any_first", 1, "--replay", replay, "--tfr", 0, "--val_every", 9)
     known, replayed, own = {}, 0, 0
-    for batch, (frames, predictions) in zip(batches, given, strict=True):
+    for batch, frames, predictions in steps:
         assert torch.equal(frames[:, 1:], batch.frames[:, 1:])
         for first, real, at, start in zip(frames[:, 0], batch.reference, batch.reference_index.tolist(),
                                           batch.index[:, 0].tolist(), strict=True):
@@ -411,7 +407,7 @@ def test_a_clip_may_begin_with_any_frame_or_what_was_predicted_for_it(replay, da
             else:
                 assert torch.equal(first, real)
         known |= dict(zip(batch.index[:, 1:].flatten().tolist(), predictions.flatten(0, 1), strict=True))
-    assert own < len(batches) and (replayed >= 6) == bool(replay)
+    assert own < len(steps) and (replayed >= 6) == bool(replay)
 
 
 def test_what_was_kept_of_other_frames_is_not_replayed(data, own_data, tmp_path, no_figures):
