@@ -61,6 +61,7 @@ from utils import (
     pick_precision,
     progress_bar,
     run_main,
+    tell,
     write_json,
     write_table,
 )
@@ -68,6 +69,7 @@ from utils import (
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
 CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "num_workers",
               "compile", "cache", "cache_dir")
+WITHOUT_FLAG = {"replay": 0.0, "ema": 0.0}  # how a checkpoint was trained that is older than these flags
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
@@ -425,7 +427,9 @@ class Trainer:
             disturbance = self._draw_disturbance(clips, frames)[share]
         targets = frames[:, 1:]
         if batch.index is not None and (args.any_first or self.replay is not None):
-            frames = torch.cat([self._choose_first(batch, clips)[:, None], targets], dim=1)
+            # The last step's disturbance is free for this frame: what that step predicts is not fed back.
+            first = self._choose_first(batch, clips, 0.0 if disturbance is None else disturbance[:, -1])
+            frames = torch.cat([first[:, None], targets], dim=1)
         with self.autocast():
             predictions, mu, logvar = self.forward(frames, batch.labels, forced[share], noise,
                                                    reference=batch.reference, disturbance=disturbance)
@@ -451,8 +455,9 @@ class Trainer:
             sums = torch.cat([sums, sums.new_full((1,), clips), sums.new_zeros(1)])
             return torch.where(good, sums, torch.eye(6, device=self.device)[5])
 
-    def _choose_first(self, batch: Clips, clips: int) -> Tensor:
-        """What the clips of this process begin with, (S, 3, H, W): --any_first and --replay, drawn for all clips."""
+    def _choose_first(self, batch: Clips, clips: int, disturbance: Tensor | float) -> Tensor:
+        """What the clips of this process begin with, (S, 3, H, W): --any_first and --replay, drawn for all clips.
+        A recalled prediction is fed back as any other is: with ``disturbance`` (S, 3, H, W) added."""
         drawn = torch.rand(2, clips, generator=self.generators["first"])[:, self.processes.share(clips)]
         drawn = drawn.to(self.device, non_blocking=True)
         index, first = batch.index[:, 0], batch.frames[:, 0]
@@ -461,7 +466,7 @@ class Trainer:
             index = torch.where(is_any, batch.reference_index, index)
             first = torch.where(is_any[:, None, None, None], batch.reference, first)
         if self.replay is not None:
-            first = self.replay.recall(index, first, (drawn[1] < self.args.replay) & batch.is_whole)
+            first = self.replay.recall(index, first, (drawn[1] < self.args.replay) & batch.is_whole, disturbance)
         return first
 
     def _draw_disturbance(self, clips: int, frames: Tensor) -> Tensor:
@@ -646,7 +651,7 @@ def make_parser() -> FlagParser:
     group.add_argument("--DR", required=True, help="root folder of the dataset")
     group.add_argument("--frame_H", type=number(int, 4, LARGEST_FRAME), default=32, help="height of the frames, pixels")
     group.add_argument("--frame_W", type=number(int, 4, LARGEST_FRAME), default=64, help="width of the frames, pixels")
-    group.add_argument("--train_vi_len", type=number(int, 2, 10**6), default=16,
+    group.add_argument("--train_vi_len", type=number(int, 2, 10**6), default=2,
                        help="length of a training clip, frames")
     group.add_argument("--val_vi_len", type=number(int, 2, 10**6), default=630,
                        help="length of the validation sequence, frames")
@@ -678,14 +683,14 @@ def make_parser() -> FlagParser:
 
     group.add_argument("--reference_frame", action=switch, default=False,
                        help="give the decoder the features of the sequence's first frame at every step, beside those "
-                            "of the frame before (in training a frame from anywhere in the recording stands for it; "
-                            "beyond the course's rules)")
+                            "of the frame before (in training a frame from anywhere in the same recording stands for "
+                            "it; beyond the course's rules)")
     group.add_argument("--template_activations", action=switch, default=False,
                        help="no activation at the two places where the course's template writes LeakyReLU(True), which "
                             "is slope 1.0; set by itself with a checkpoint of the template")
 
     group = parser.add_argument_group("roll-out: which frame is fed to the next step")
-    group.add_argument("--tfr", type=number(float, 0, 1), default=1.0,
+    group.add_argument("--tfr", type=number(float, 0, 1), default=0.0,
                        help="teacher-forcing ratio at the start: probability of feeding the real frame")
     group.add_argument("--tfr_sde", type=number(int, 0), default=10,
                        help="epoch at which the ratio starts to decay (0 counts as 1)")
@@ -701,13 +706,13 @@ def make_parser() -> FlagParser:
                        help="give each fed-back prediction the histogram of the frame that was fed in before it "
                             "(previous, also without a word) or of the first frame, in training and validation")
 
-    group.add_argument("--replay", type=number(float, 0, 1), default=0.0,
+    group.add_argument("--replay", type=number(float, 0, 1), default=0.95,
                        help="share of the training clips that begin with the model's own latest prediction of their "
                             "first frame instead of the real one, so that short clips teach long roll-outs")
     group.add_argument("--any_first", type=number(float, 0, 1), default=0.0,
-                       help="share of the training clips that begin with any frame of the recording (or, with "
-                            "--replay, what was predicted for it) instead of their own first, so that the person is "
-                            "drawn from the pose alone and only the room is carried on")
+                       help="share of the training clips that begin with any frame of the same recording, between two "
+                            "jumps of the numbers (or, with --replay, what was predicted for it), instead of their own "
+                            "first, so that the person is drawn from the pose and only the room is carried on")
     group.add_argument("--feedback_noise", type=number(float, 0), default=0.0,
                        help="in training, standard deviation of the noise on each fed-back pixel (range 0..1)")
     group.add_argument("--feedback_jitter", type=number(float, 0), default=0.0,
@@ -715,7 +720,7 @@ def make_parser() -> FlagParser:
                             "each of its channels (range 0..1)")
     group.add_argument("--feed", choices=FEEDS, default="previous",
                        help="what each frame is predicted from: the frame before, or always the sequence's first, with "
-                            "nothing fed back (in training a frame from anywhere in the recording stands for it; "
+                            "nothing fed back (in training a frame from anywhere in the same recording stands for it; "
                             "beyond the course's rules)")
 
     group = parser.add_argument_group("objective: MSE + beta * KL, summed over a clip's frames")
@@ -724,7 +729,7 @@ def make_parser() -> FlagParser:
     group.add_argument("--free_bits", type=number(float, 0), default=0.0,
                        help="KL of a frame that costs nothing more to use: nats, or with --kl_reduction mean nats a "
                             "latent value")
-    group.add_argument("--kl_anneal_type", type=str.capitalize, default="Cyclical",
+    group.add_argument("--kl_anneal_type", type=str.capitalize, default="None",
                        choices=[kind.capitalize() for kind in KLAnnealing.KINDS],
                        help="how beta moves over the epochs; any letter case")
     group.add_argument("--kl_anneal_cycle", type=number(int, 1), default=10,
@@ -733,25 +738,25 @@ def make_parser() -> FlagParser:
     group.add_argument("--kl_anneal_ratio", type=number(float, 0, above=True), default=1.0,
                        help="steepness of beta; Cyclical with 2 has full weight half way through the cycle")
     group.add_argument("--kl_anneal_start", type=number(float, 0), default=0.0, help="Cyclical: lowest beta")
-    group.add_argument("--kl_anneal_stop", type=number(float, 0), default=1.0,
+    group.add_argument("--kl_anneal_stop", type=number(float, 0), default=0.0001,
                        help="Cyclical: highest beta; None: the constant beta")
     group.add_argument("--kl_reduction", choices=["sum", "mean"], default="sum",
                        help="KL summed over the latent map (the course's) or its mean")
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--num_epoch", type=number(int, 1, 10**9), default=70, help="length of the run, epochs")
-    group.add_argument("--batch_size", type=number(int, 1, 10**6), default=2, help="clips a step, over all processes")
+    group.add_argument("--num_epoch", type=number(int, 1, 10**9), default=32, help="length of the run, epochs")
+    group.add_argument("--batch_size", type=number(int, 1, 10**6), default=16, help="clips a step, over all processes")
     group.add_argument("--optim", choices=["Adam", "AdamW"], default="Adam", help="optimiser")
     group.add_argument("--weight_decay", type=number(float, 0), help="None: 0 for Adam, 0.01 for AdamW")
     group.add_argument("--lr", type=number(float, 0, above=True), default=0.001, help="learning rate")
-    group.add_argument("--lr_schedule", choices=LearningRate.KINDS, default="none",
+    group.add_argument("--lr_schedule", choices=LearningRate.KINDS, default="cosine",
                        help="none: constant; cosine: to 0 at the end; multistep: times --lr_gamma at --lr_milestones")
     group.add_argument("--lr_milestones", type=number(int, 0), nargs="*", default=[2, 5],
                        help="epochs at which multistep drops the rate (default: the course's)")
     group.add_argument("--lr_gamma", type=number(float, 0, above=True), default=0.1, help="factor of such a drop")
-    group.add_argument("--warmup", type=number(float, 0), default=0.0,
+    group.add_argument("--warmup", type=number(float, 0), default=0.2,
                        help="epochs, fractions allowed, of linear growth of the rate at the start")
-    group.add_argument("--ema", type=number(float, 0, 0.9999999), default=0.0,
+    group.add_argument("--ema", type=number(float, 0, 0.9999999), default=0.995,
                        help="decay of the exponential moving average of the weights that is validated, saved and "
                             "generated with; 0: the latest weights are")
     group.add_argument("--clip_grad", type=number(float, 0), default=1.0,
@@ -828,17 +833,27 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
 def refuse_strategies(args: argparse.Namespace) -> None:
     """BadInput: strategies that do not go together, wherever each comes from."""
     if args.replay and args.clip_stride not in (0, args.train_vi_len - 1):
-        raise BadInput(f"--replay and --clip_stride {args.clip_stride}: each clip has to begin with the last frame of "
-                       "the clip before it; give --clip_stride 0, also where another comes from a checkpoint or a "
-                       "recipe")
+        raise BadInput(f"--replay {args.replay:g} and --clip_stride {args.clip_stride}: each clip has to begin with "
+                       "the last frame of the clip before it; give --clip_stride 0 or --replay 0, also where the "
+                       "other comes from a checkpoint or a recipe, or is the default")
     if args.replay and args.grow_vi_len and args.clip_stride:
-        raise BadInput("--replay, --grow_vi_len and --clip_stride: the stride grows with the clips; give "
-                       "--clip_stride 0")
+        raise BadInput(f"--replay {args.replay:g}, --grow_vi_len and --clip_stride: the stride grows with the clips; "
+                       "give --clip_stride 0 or --replay 0")
     if args.feed == "first" and (args.replay or args.any_first or args.bptt or args.feedback_noise
                                  or args.feedback_jitter or args.match_histogram != "off" or args.reference_frame):
-        raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; leave out --replay, "
-                       "--any_first, --bptt, --feedback_noise, --feedback_jitter, --match_histogram and "
+        raise BadInput("--feed first: nothing is fed back, and the first frame is seen anyhow; give --replay 0 and "
+                       "leave out --any_first, --bptt, --feedback_noise, --feedback_jitter, --match_histogram and "
                        "--reference_frame")
+
+
+def tell_what_has_no_effect(args: argparse.Namespace) -> None:
+    """A sentence about flags that are given and change nothing."""
+    if args.train_vi_len > 2 or args.grow_vi_len or args.feed == "first":
+        return
+    idle = [f"--tfr {args.tfr:g}"] * (args.tfr > 0) + ["--bptt"] * args.bptt
+    if idle:
+        tell(f"Trainer.py: {' and '.join(idle)}: no effect on clips of 2 frames, within which nothing is fed back; "
+             "give --train_vi_len 16, say, and --replay 0 for the course's training")
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
@@ -866,7 +881,9 @@ def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict
     state = load_checkpoint(Path(ckpt_path))
     known = vars(args).keys() - set(CALL_FLAGS)
     # Written out as a command line before the one given: the parser checks both alike, and what comes later wins.
-    saved = [word for flag, value in state["flags"].items() if flag in known for word in write_flag(flag, value)]
+    before = {} if "recognised" in state else WITHOUT_FLAG
+    saved = [word for flag, value in {**before, **state["flags"]}.items() if flag in known
+             for word in write_flag(flag, value)]
     args = parser.parse_args(saved + list(sys.argv[1:] if argv is None else argv))
     args.ckpt_path, args.finetune = ckpt_path, finetune
     refuse_strategies(args)
@@ -915,6 +932,7 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
             test(args, state)
             return
         old_run = check_run_folder(args)
+        tell_what_has_no_effect(args)
         trainer = make_trainer(args, state, processes)
         if trainer.epoch >= args.num_epoch and args.resume:
             print(f"the run in {folder} has its {trainer.epoch} epochs already; a larger --num_epoch continues it")

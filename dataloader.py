@@ -312,6 +312,12 @@ def natural_order(name: str) -> list:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
+def stretches(numbers: Tensor) -> Tensor:
+    """Where the stretches of a recording begin that no jump in the numbers cuts, and its end: (stretches + 1,) int64."""
+    cuts = (numbers.diff() != 1).nonzero().flatten() + 1
+    return torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(numbers))])
+
+
 def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
     """Positions at which clips start, ``stride`` frames apart, such that no clip runs across a jump in the numbers.
 
@@ -324,9 +330,9 @@ def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
     -------
     (clips,) int64, each in 0..N - length.
     """
-    cuts = [0, *((numbers.diff() != 1).nonzero().flatten() + 1).tolist(), len(numbers)]
+    bounds = stretches(numbers).tolist()
     return torch.cat([torch.arange(begin, max(end - length + 1, begin), stride)
-                      for begin, end in zip(cuts[:-1], cuts[1:], strict=True)])
+                      for begin, end in zip(bounds[:-1], bounds[1:], strict=True)])
 
 
 class Clips(NamedTuple):
@@ -348,7 +354,8 @@ class ClipLoader:
     batch_size : clips a batch; the last batch of an epoch may be smaller.
     share_flag, length_flag : the flags that chose the share of the frames and the length, for the message.
     crop_fraction : share of the clips that are shown as a random crop, the same for all frames and poses of a clip.
-    with_reference : draw another frame for each clip, from anywhere in the recording.
+    with_reference : draw another frame for each clip, from anywhere in the stretch of the recording that the clip is
+        of: beyond a jump in the numbers may be another room.
 
     Raises
     ------
@@ -363,6 +370,9 @@ class ClipLoader:
             raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
                            f"use); give more frames, a larger {share_flag} or a smaller {length_flag}")
         self.frames, self.labels = recording.frames, recording.labels
+        bounds = stretches(recording.numbers).to(self.starts.device)
+        stretch = torch.searchsorted(bounds, self.starts, right=True)
+        self.stretch_begin, self.stretch_length = bounds[stretch - 1], bounds.diff()[stretch - 1]
         self.window = torch.arange(length, device=self.frames.device)
         self.batch_size, self.crop_fraction, self.with_reference = batch_size, crop_fraction, with_reference
 
@@ -391,8 +401,9 @@ class ClipLoader:
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
             reference = other = None
             if self.with_reference:
-                other = torch.randint(len(self.frames), (len(clips),), generator=reference_generator)[wanted]
-                other = other.to(frames.device, non_blocking=True)
+                place = torch.rand(len(clips), generator=reference_generator, dtype=torch.float64)[wanted]
+                place = place.to(frames.device, non_blocking=True)
+                other = self.stretch_begin[clips[wanted]] + (place * self.stretch_length[clips[wanted]]).long()
                 reference = to_float(self.frames[other])
             if self.crop_fraction > 0:
                 windows = draw_windows(len(clips), self.crop_fraction, generator)[wanted]

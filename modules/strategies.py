@@ -110,11 +110,11 @@ class Replay:
         """The same on a device."""
         return Replay(self.predictions.to(device), self.is_known.to(device), self.of)
 
-    def recall(self, index: Tensor, frames: Tensor, chosen: Tensor) -> Tensor:
-        """The ``frames`` (B, 3, H, W) of the recording's ``index`` (B,), but their predictions where they are
-        ``chosen``, bool (B,), and there is one."""
+    def recall(self, index: Tensor, frames: Tensor, chosen: Tensor, disturbance: Tensor | float = 0.0) -> Tensor:
+        """The ``frames`` (B, 3, H, W) of the recording's ``index`` (B,), but their predictions, with ``disturbance``
+        added, where they are ``chosen``, bool (B,), and there is one."""
         known = (self.is_known[index] & chosen)[:, None, None, None]
-        return torch.where(known, self.predictions[index].to(frames.dtype) / 255, frames)
+        return torch.where(known, self.predictions[index].to(frames.dtype) / 255 + disturbance, frames)
 
     @torch.no_grad()
     def remember(self, index: Tensor, predictions: Tensor, good: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Time the product against a plain reference, the course's loop, in one run and in turn, with the same threads.
 
-    python scripts/benchmark.py                                          everything, with Trainer.py's default sizes
+    python scripts/benchmark.py                                          everything, with the course's sizes
     python scripts/benchmark.py --only train_free_running generate       some of it
     python scripts/benchmark.py --json speed.json --profile traces       also as JSON, and a trace of each work
 
@@ -41,6 +41,7 @@ from utils import (  # noqa: E402
 )
 
 SIDES = ("reference", "product")
+COURSES_CLIPS = {"train_vi_len": 16, "batch_size": 2}  # long enough for a roll-out, which is what the loop is about
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # rows of the matrices, large enough for each to come to its peak
 
 
@@ -59,8 +60,8 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("as in Trainer.py")
     for action in Trainer.make_parser()._actions:
         if action.dest in SHARED_FLAGS:
-            group.add_argument(action.option_strings[0], type=action.type, default=action.default,
-                               choices=action.choices, help=action.help)
+            group.add_argument(action.option_strings[0], type=action.type, choices=action.choices, help=action.help,
+                               default=COURSES_CLIPS.get(action.dest, action.default))
     group = parser.add_argument_group("amount of work")
     group.add_argument("--sequences", type=number(int, 1), default=5, help="sequences of generate and submission_csv")
     group.add_argument("--frames", type=number(int, 2), default=630, help="frames of such a sequence")

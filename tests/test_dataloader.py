@@ -554,7 +554,7 @@ def test_crops_show_frames_and_poses_through_the_same_window_and_are_drawn_for_t
     assert torch.equal(part, shown[2:5])
 
 
-def test_references_come_from_anywhere_and_are_seen_through_the_clips_window():
+def test_references_come_from_anywhere_in_the_recording_and_are_seen_through_the_clips_window():
     frames = torch.arange(24, dtype=torch.uint8).view(24, 1, 1, 1).expand(24, 3, 8, 16) * 10
     loader = dataloader.ClipLoader(dataloader.Recording(frames, frames, torch.arange(24)), 3, 3, 8, with_reference=True)
     order, seen = torch.arange(8), set()
@@ -565,6 +565,14 @@ def test_references_come_from_anywhere_and_are_seen_through_the_clips_window():
         assert torch.equal(clips.reference, frames[clips.reference_index] / 255)
         seen |= set((clips.reference[:, 0, 0, 0] * 25.5).round().int().tolist())
     assert seen == set(range(24))
+    # Beyond a jump in the numbers may be another room.
+    numbers = torch.cat([torch.arange(6), torch.arange(10, 28)])
+    loader = dataloader.ClipLoader(dataloader.Recording(frames, frames, numbers), 3, 3, 8, with_reference=True)
+    seen = set()
+    for seed in range(20):
+        clips, = loader.batches(order, reference_generator=torch.Generator().manual_seed(seed))
+        seen |= set(zip((clips.index[:, 0] < 6).tolist(), clips.reference_index.tolist(), strict=True))
+    assert seen == {(place < 6, place) for place in range(24)}
     noise = torch.randint(256, (1, 3, 8, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     noise = noise.expand(24, 3, 8, 16)  # all frames are one: the reference is what each frame of its clip is
     loader = dataloader.ClipLoader(dataloader.Recording(noise, noise, torch.arange(24)), 3, 3, 8, crop_fraction=0.5,

@@ -106,5 +106,7 @@ def test_what_was_remembered_last_is_recalled_where_it_is_chosen_and_known():
     torch.testing.assert_close(recalled[1:4], predictions[0].clamp(0, 1), atol=0.5 / 255 + 1e-6, rtol=0)
     assert torch.equal(recalled[5:8], old[5:8])  # what was not good is not kept
     assert torch.equal(recalled[[0, 4, 8, 9]], real[[0, 4, 8, 9]])
+    disturbed = replay.recall(everything, real, chosen, torch.full_like(real, 0.25))
+    torch.testing.assert_close(disturbed - recalled, 0.25 * replay.is_known[:, None, None, None].expand_as(real))
     chosen[2] = False
     assert torch.equal(replay.recall(everything, real, chosen)[2], real[2])
