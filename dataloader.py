@@ -313,7 +313,7 @@ def natural_order(name: str) -> list:
 
 
 def stretches(numbers: Tensor) -> Tensor:
-    """Where the stretches of a recording begin that no jump in the numbers cuts, and its end: (stretches + 1,) int64."""
+    """Where the stretches begin that no jump in the numbers cuts, and the last one's end: (stretches + 1,) int64."""
     cuts = (numbers.diff() != 1).nonzero().flatten() + 1
     return torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(numbers))])
 
