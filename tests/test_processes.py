@@ -21,7 +21,8 @@ from utils import BadInput
 ROOT = Path(__file__).resolve().parents[1]
 # Clips that overlap, so that there are 9: batches of 4, 4 and 1, of which one of two processes has no share.
 SHARED = [*TINY, "--batch_size", "4", "--clip_stride", "1", "--tfr", "0.5", "--tf_draw", "clip", "--tfr_sde", "9",
-          "--crop_fraction", "0.5"]
+          "--crop_fraction", "0.5", "--kl_anneal_type", "Cyclical", "--kl_anneal_stop", "1", "--lr_schedule", "none",
+          "--warmup", "0"]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])

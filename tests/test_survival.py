@@ -28,7 +28,8 @@ from utils import BadInput
 ROOT = Path(__file__).resolve().parents[1]
 # Three epochs of two steps; every schedule and every generator is in use.
 RUN = ["--num_epoch", "3", "--tfr", "0.5", "--tf_draw", "clip", "--lr_schedule", "cosine", "--warmup", "0.5",
-       "--kl_anneal_cycle", "2", "--val_every", "2", "--per_save", "2", "--lr", "0.01",
+       "--kl_anneal_type", "Cyclical", "--kl_anneal_cycle", "2", "--kl_anneal_stop", "1", "--batch_size", "2",
+       "--val_every", "2", "--per_save", "2", "--lr", "0.01",
        "--ema", "0.8", "--replay", "0.7", "--feedback_noise", "0.02", "--feedback_jitter", "0.02"]
 
 
