@@ -9,6 +9,7 @@ from torch.nn import functional
 from modules.decoder import DecoderFusion, Generator
 from modules.encoders import FrameEncoder, LabelEncoder
 from modules.latent import GaussianPredictor, kl_divergence, reparameterize
+from modules.processes import WholeBatchNorm2d
 from modules.strategies import HISTOGRAM_REFERENCES, match_histogram
 
 FEEDS = ("previous", "first")
@@ -268,6 +269,9 @@ class CVAE(nn.Module):
         ----------
         backend : of torch.compile.
         """
+        for module in self.modules():
+            if isinstance(module, WholeBatchNorm2d):
+                module.keep_from_compilation()
         compiled = partial(torch.compile, backend=backend, dynamic=False)
         is_graph = backend == "inductor" and next(self.parameters()).is_cuda
         step = compiled(self.predict, mode="reduce-overhead" if is_graph else None)

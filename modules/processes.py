@@ -126,7 +126,11 @@ class WholeBatchNorm2d(torch.nn.BatchNorm2d):
             return super().forward(x)
         return self._forward_shared(x)
 
-    @torch.compiler.disable  # torch.compile knows no exchange between processes in a function of its own gradient
+    def keep_from_compilation(self) -> None:
+        """For a network whose steps are compiled: torch.compile knows no exchange between processes in a function of
+        its own gradient. (No decorator: that would load the compiler, two seconds, in runs that compile nothing.)"""
+        self._forward_shared = torch.compiler.disable(self._forward_shared)
+
     def _forward_shared(self, x: Tensor) -> Tensor:
         count = x.new_full((1,), x.numel() / x.shape[1])
         total = _Total.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
