@@ -320,12 +320,16 @@ class Trainer:
         is_best = False
         began = time.perf_counter()
         if is_validation:
-            self.validation = self.validate(epoch)
-            if not math.isfinite(self.validation["loss"]):
-                raise self._bad_numbers(f"the validation of epoch {epoch} gave infinite or NaN pixels")
-            row |= {"val_loss": self.validation["loss"], "val_psnr": self.validation["psnr"]}
-            is_best = self.validation["psnr"] > self.best_psnr
-            self.best_psnr = max(self.best_psnr, self.validation["psnr"])
+            validation = self.validate(epoch)
+            is_validation = math.isfinite(validation["loss"])
+            if not is_validation:  # the weights are finite, so training may mend it
+                tell(f"Trainer.py: epoch {epoch}: over the validation sequence the roll-out grew beyond all bounds, as "
+                     "that of a young model with --output linear may; the epoch has no score, the run goes on")
+        if is_validation:
+            self.validation = validation
+            row |= {"val_loss": validation["loss"], "val_psnr": validation["psnr"]}
+            is_best = validation["psnr"] > self.best_psnr
+            self.best_psnr = max(self.best_psnr, validation["psnr"])
         log.add(row, {"epoch": epoch, "train_seconds": round(now.seconds, 3),
                       "val_seconds": round(time.perf_counter() - began, 3),
                       "frames_per_second": round(now.clips * len(self.loader.window) / max(now.seconds, 1e-3), 1)})
@@ -956,7 +960,8 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
         trainer.save(folder / "last.ckpt", with_replay=True)  # from now on there is something to resume
         write_json(folder / "config.json", describe_run(args, folder / "config.json"))
         trainer.fit()
-    print(f"best validation PSNR {trainer.best_psnr:.2f} dB; checkpoints, curves and figures are in {folder}")
+    best = f"best validation PSNR {trainer.best_psnr:.2f} dB" if math.isfinite(trainer.best_psnr) else "no score yet"
+    print(f"{best}; checkpoints, curves and figures are in {folder}")
 
 
 def make_trainer(args: argparse.Namespace, state: dict | None, processes: Processes | None = None) -> Trainer:

@@ -388,6 +388,23 @@ def test_an_epoch_with_a_skipped_step_means_over_the_others(data, tmp_path, no_f
     assert float(row["train_loss"]) == pytest.approx(losses[1][0].item())  # of a batch of one clip
 
 
+def test_a_roll_out_without_bounds_costs_its_epoch_the_score_alone(whole_run, data, tmp_path, monkeypatch, capsys):
+    validate = Trainer.Trainer.validate
+
+    def explode(self, epoch):
+        result = validate(self, epoch)
+        return result | {"loss": math.inf, "psnr": math.nan} if epoch == 0 else result
+
+    leave_out_figures(monkeypatch)
+    monkeypatch.setattr(Trainer.Trainer, "validate", explode)
+    rows = train(data, tmp_path / "run", *RUN)
+    assert "epoch 0: over the validation sequence" in capsys.readouterr().err
+    assert rows[0]["val_psnr"] == rows[0]["val_loss"] == ""
+    assert rows[1:] == read_csv(whole_run / "metrics.csv")[1:]
+    assert torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["epoch"] == 3
+    assert not (tmp_path / "run" / "psnr_epoch=0.csv").exists()
+
+
 def test_many_bad_steps_in_a_row_end_the_run_with_what_was_seen(data, tmp_path, refused, no_figures, monkeypatch):
     spoil(monkeypatch, range(1, 10**6))
     monkeypatch.setattr(Trainer, "LOOK_EVERY", 4)
