@@ -72,9 +72,10 @@ CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite",
 WITHOUT_FLAG = {"replay": 0.0, "ema": 0.0}  # how a checkpoint was trained that is older than these flags
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
+CONSTANT_BETA = 0.0001
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
 LOOK_EVERY = 16  # steps between two looks at how many were skipped: a look makes the host wait for the device
-MEMORY_ADVICE = ("go on with --resume and a smaller --batch_size or --train_vi_len, --no-bptt, --precision bf16 or "
+MEMORY_ADVICE = ("go on with --resume and a smaller --batch_size (or --train_vi_len), --no-bptt, --precision bf16 or "
                  "--device cpu, or start anew with a smaller --F_dim, --D_out_dim, --frame_H, --frame_W or --partial")
 
 
@@ -118,7 +119,7 @@ class Trainer:
                               match_histogram=args.match_histogram)
             self.teacher_forcing = TeacherForcing(args.tfr, args.tfr_sde, args.tfr_d_step)
             self.kl_annealing = KLAnnealing(args.kl_anneal_type, args.kl_anneal_cycle, args.kl_anneal_ratio,
-                                            args.kl_anneal_start, args.kl_anneal_stop)
+                                            args.kl_anneal_start, self._top_beta())
             self.learning_rate = LearningRate(args.lr_schedule, args.lr, args.num_epoch, args.warmup,
                                               args.lr_milestones, args.lr_gamma)
         # The layout in which convolutions run fastest, on CPUs with vector units as on GPUs.
@@ -141,6 +142,12 @@ class Trainer:
         self.folder = Path(args.save_root)
         self.interrupts: Interrupts | None = None  # while fit() runs
         self.saved_at = time.monotonic()
+
+    def _top_beta(self) -> float:
+        """--kl_anneal_stop, or without it the course's top of a cycle and the constant that served best."""
+        if self.args.kl_anneal_stop is not None:
+            return self.args.kl_anneal_stop
+        return CONSTANT_BETA if self.args.kl_anneal_type == "None" else 1.0
 
     def load_data(self) -> None:
         """Read the validation sequence and, unless --test, the training frames from --DR onto the device.
@@ -398,7 +405,8 @@ class Trainer:
 
     def _bad_numbers(self, what: str, is_latent: bool = False) -> BadInput:
         args = self.args
-        mends = ["a larger --kl_anneal_start, which ties z to its prior"] * is_latent
+        beta = "--kl_anneal_stop" if args.kl_anneal_type == "None" else "--kl_anneal_start"
+        mends = [f"a larger {beta}, which ties z to its prior"] * is_latent
         mends += ["--precision fp32"] * (args.precision == "bf16") + ["--clip_grad 1"] * (args.clip_grad == 0)
         mends += [f"a smaller --lr than {args.lr:g}"]
         return BadInput(f"{what}; {self.folder / 'last.ckpt'} has the weights before that: continue with --resume and "
@@ -742,8 +750,9 @@ def make_parser() -> FlagParser:
     group.add_argument("--kl_anneal_ratio", type=number(float, 0, above=True), default=1.0,
                        help="steepness of beta; Cyclical with 2 has full weight half way through the cycle")
     group.add_argument("--kl_anneal_start", type=number(float, 0), default=0.0, help="Cyclical: lowest beta")
-    group.add_argument("--kl_anneal_stop", type=number(float, 0), default=0.0001,
-                       help="Cyclical: highest beta; None: the constant beta")
+    group.add_argument("--kl_anneal_stop", type=number(float, 0),
+                       help="Cyclical: highest beta; None: the constant beta; Monotonic always goes to 1; not given: 1 "
+                            "for Cyclical, 0.0001 for None")
     group.add_argument("--kl_reduction", choices=["sum", "mean"], default="sum",
                        help="KL summed over the latent map (the course's) or its mean")
 
@@ -855,9 +864,13 @@ def tell_what_has_no_effect(args: argparse.Namespace) -> None:
     if args.train_vi_len > 2 or args.grow_vi_len or args.feed == "first":
         return
     idle = [f"--tfr {args.tfr:g}"] * (args.tfr > 0) + ["--bptt"] * args.bptt
+    if args.match_histogram != "off":
+        idle.append("--match_histogram (but in validation)")
+    if not args.replay:
+        idle += [f"--{flag}" for flag in ("feedback_noise", "feedback_jitter") if getattr(args, flag)]
     if idle:
-        tell(f"Trainer.py: {' and '.join(idle)}: no effect on clips of 2 frames, within which nothing is fed back; "
-             "give --train_vi_len 16, say, and --replay 0 for the course's training")
+        tell(f"Trainer.py: {' and '.join(idle)}: no effect in training on clips of 2 frames, within which nothing is "
+             "fed back; give longer ones, such as the course's --train_vi_len 16")
 
 
 def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict | None]:

@@ -79,7 +79,7 @@ class CVAE(nn.Module):
         """Predict frames 2..T of training clips, one after the other.
 
         z comes from the posterior of the frame that is being predicted; the frame before is the real one where
-        ``teacher_forcing`` says so and the prediction otherwise (the first frame is always real).
+        ``teacher_forcing`` says so and the prediction otherwise (the clip's first frame is as it is given).
 
         Parameters
         ----------
@@ -109,7 +109,7 @@ class CVAE(nn.Module):
         if teacher_forcing.dim() == 1:
             teacher_forcing = teacher_forcing.unsqueeze(1).expand(-1, steps)
         forced = teacher_forcing.t()  # (T-1, B)
-        # Where frame 1 alone, which is real anyhow, is not forced, nothing is fed back.
+        # Where frame 1 alone, which is given anyhow, is not forced, nothing is fed back.
         if self.feed == "first" or all((forced[1:] == 1).flatten().tolist()):
             given = reference.repeat(steps, 1, 1, 1) if self.feed == "first" else features[:-1].flatten(0, 1)
             predictions = decode(given, poses.flatten(0, 1), z.flatten(0, 1), *self._beside(reference, steps))

@@ -128,7 +128,7 @@ class WholeBatchNorm2d(torch.nn.BatchNorm2d):
 
     def keep_from_compilation(self) -> None:
         """For a network whose steps are compiled: torch.compile knows no exchange between processes in a function of
-        its own gradient. (No decorator: that would load the compiler, two seconds, in runs that compile nothing.)"""
+        its own gradient. (No decorator: that would load the compiler, two seconds, also where nobody trains.)"""
         self._forward_shared = torch.compiler.disable(self._forward_shared)
 
     def _forward_shared(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Show what training in bfloat16 costs in quality: the same run in float32 and in bfloat16, scored free-running.
 
-    python scripts/compare_precision.py --save_root DIR                       the training of demo.sh, synthetic people
+    python scripts/compare_precision.py --save_root DIR                       a short training on synthetic people
     python scripts/compare_precision.py --save_root DIR --DR DATASET --truth TRUTH --seeds 0 1 2 -- @FILE.args
 
 For each seed Trainer.py runs in either precision and Tester.py scores the test sequences (z its prior's mean, course
@@ -52,7 +52,7 @@ def score(result: Path, run: Path, data: Path, truth: Path, precision: str) -> f
 
 def main(argv: list[str] | None = None) -> None:
     parser = FlagParser(prog="compare_precision.py", description=__doc__.split("\n")[0],
-                        epilog="The flags of Trainer.py stand after --; without them it is the training of demo.sh.")
+                        epilog="The flags of Trainer.py stand after --; without them it is a short one.")
     parser.add_argument("--save_root", type=Path, required=True, help="folder for data, runs and results")
     parser.add_argument("--DR", type=Path, help="dataset; None: synthetic people, made in --save_root")
     parser.add_argument("--truth", type=Path, help="folder with the real frames of its test sequences K/N.png")

@@ -37,7 +37,7 @@ SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM,
 TINY = ["--F_dim", "8", "--L_dim", "4", "--N_dim", "4", "--D_out_dim", "8", "--train_vi_len", "4", "--val_vi_len", "12",
         "--num_epoch", "120", "--val_every", "3", "--per_save", "10", "--save_every_minutes", "0.00001",
         "--tf_draw", "clip", "--tfr", "0.5", "--lr_schedule", "cosine", "--device", "cpu",
-        "--replay", "0.7", "--ema", "0.8"]
+        "--replay", "0.7", "--ema", "0.8", "--batch_size", "2"]
 TINY_DATA = ["--train_frames", "72", "--val_frames", "12", "--test_sequences", "1", "--test_frames", "2"]
 
 

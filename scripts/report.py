@@ -33,7 +33,7 @@ from compare_runs import (  # noqa: E402
 from dataloader import natural_order  # noqa: E402
 from modules import figures  # noqa: E402
 from modules.files import replacing  # noqa: E402
-from Trainer import CALL_FLAGS, make_parser  # noqa: E402
+from Trainer import CALL_FLAGS, WITHOUT_FLAG, make_parser  # noqa: E402
 from utils import BadInput, FlagParser, check_writable, run_main  # noqa: E402
 
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of a call, which say nothing about the training
@@ -161,8 +161,8 @@ def settings(runs: list[Run]) -> str:
     """The flags that differ, and those that all runs share folded away."""
     known = [run for run in runs if run.flags]
     flags = [flag for flag in dict.fromkeys(flag for run in known for flag in run.flags) if flag not in NO_SETTINGS]
-    # A run from before there was a flag was trained as its default is now.
-    defaults = vars(make_parser().parse_args(["--DR", "", "--save_root", "-"]))
+    # A run from before there was a flag was trained as its default is now, or without what it asks for.
+    defaults = vars(make_parser().parse_args(["--DR", "", "--save_root", "-"])) | WITHOUT_FLAG
     differing = [flag for flag in flags
                  if len({json.dumps(run.flags.get(flag, defaults.get(flag))) for run in known}) > 1]
     shared = [flag for flag in flags if flag not in differing and flag in known[0].flags]

@@ -460,7 +460,7 @@ def test_clips_double_in_length_at_the_epochs_given(data, tmp_path, no_figures, 
 
 
 def test_disturbances_and_blends_reach_the_fed_back_frames(data, tmp_path, no_figures):
-    flags = ["--num_epoch", 1, "--tfr", 0.5, "--tfr_sde", 9, "--val_every", 9]
+    flags = ["--num_epoch", 1, "--tfr", 0.5, "--tfr_sde", 9, "--val_every", 9, "--replay", 0]
     losses = [train(data, tmp_path / str(index), *flags, *more)[0]["train_mse"] for index, more in enumerate([
         ["--tf_draw", "clip", "--tfr", 0], ["--tf_draw", "clip", "--tfr", 0, "--feedback_noise", 0.3],
         ["--tf_draw", "clip", "--tfr", 0, "--feedback_jitter", 0.3], ["--tf_draw", "blend"], ["--tfr", 1],
@@ -468,13 +468,21 @@ def test_disturbances_and_blends_reach_the_fed_back_frames(data, tmp_path, no_fi
     assert len(set(losses[:5])) == 5 and losses[5] == losses[4]  # where nothing is fed back, nothing is disturbed
 
 
+def test_recalled_predictions_are_disturbed_and_real_first_frames_are_not(data, tmp_path, no_figures):
+    flags = ["--num_epoch", 2, "--train_vi_len", 2, "--batch_size", 4, "--val_every", 9]
+    losses = [[row["train_mse"] for row in train(data, tmp_path / f"{replay} {noise}", *flags, "--replay", replay,
+                                                 "--feedback_noise", noise)] for replay in (1, 0) for noise in (0, 0.3)]
+    assert losses[0] != losses[1] and losses[2] == losses[3]
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--replay", 0.5, "--clip_stride", 4], "--clip_stride 4: .*give --clip_stride 0"),
     (["--replay", 0.5, "--clip_stride", 3, "--grow_vi_len", 2], "the stride grows"),
     (["--grow_vi_len", 1, 2, 3], "no 16 frames in a row .*--grow_vi_len"),
-    (["--feed", "first", "--replay", 0.5], "--feed first"), (["--feed", "first", "--any_first", 1], "--feed first"),
-    (["--feed", "first", "--bptt"], "--feed first"),
-    (["--feed", "first", "--reference_frame"], "--feed first")])
+    (["--feed", "first", "--replay", 0.5], "--feed first"),
+    (["--feed", "first", "--replay", 0, "--any_first", 1], "--feed first"),
+    (["--feed", "first", "--replay", 0, "--bptt"], "--feed first"),
+    (["--feed", "first", "--replay", 0, "--reference_frame"], "--feed first")])
 def test_strategies_that_do_not_go_together_are_refused(flags, words, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *flags, untouched=tmp_path)
     assert re.search(words, message)
@@ -521,15 +529,17 @@ def test_the_defaults_are_the_replay_recipe_at_the_courses_size():
     """But for what belongs to its smaller network, how a short run is validated, and a schedule that starts from 0."""
     recipe, defaults = vars(parse(f"@{ROOT / 'scripts' / 'recipes' / 'replay.args'}")[0]), vars(parse()[0])
     assert {flag for flag in recipe if (recipe[flag] or None) != (defaults[flag] or None)} == {
-        "F_dim", "L_dim", "N_dim", "D_out_dim", "lr", "val_every", "val_latent", "tfr_sde", "tfr_d_step"}
+        "F_dim", "L_dim", "N_dim", "D_out_dim", "lr", "val_every", "val_latent", "tfr_sde", "tfr_d_step",
+        "kl_anneal_stop"} and recipe["kl_anneal_stop"] == Trainer.CONSTANT_BETA
 
 
 @pytest.mark.parametrize("flags, is_told", [
     (["--tfr", 0.5], True), (["--bptt"], True), ([], False), (["--tfr", 1, "--train_vi_len", 3], False),
+    (["--match_histogram"], True), (["--feedback_noise", 0.1, "--replay", 0], True), (["--feedback_noise", 0.1], False),
     (["--tfr", 1, "--grow_vi_len", 4], False)], ids=str)
 def test_flags_without_effect_on_single_steps_are_told(flags, is_told, data, tmp_path, no_figures, capsys):
     train(data, tmp_path / "run", "--train_vi_len", 2, *flags, "--num_epoch", 1)
-    assert ("no effect on clips of 2 frames" in capsys.readouterr().err) == is_told
+    assert ("no effect in training on clips of 2 frames" in capsys.readouterr().err) == is_told
 
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
