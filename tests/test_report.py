@@ -9,6 +9,7 @@ import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,15 @@ def test_settings_are_parted_into_those_that_differ_and_those_that_all_share(pag
                          "--lr": ["0.001", "0.002", "0.001"], "--note": ["-", NASTY, "-"]}
     assert {row[0]: row[1] for row in page.tables["shared"]} == {"flag": "value", "--train_vi_len": "16"}
     assert "details" in page.tags
+
+
+@pytest.mark.parametrize("replay, differs", [(0.95, True), (0.0, False)])
+def test_a_run_older_than_a_flag_is_known_to_have_done_without(replay, differs, monkeypatch):
+    monkeypatch.setattr(report, "origin", lambda run: "")
+    older, newer = (SimpleNamespace(name=name, flags=flags) for name, flags in (
+        ("older", {"lr": 0.1}), ("newer", {"lr": 0.1, "replay": replay, "ema": 0.0})))
+    shown = Page(report.settings([older, newer]))
+    assert ([row[0] for row in shown.tables.get("differing", [])] == ["flag", "--replay"]) == differs
 
 
 def test_a_single_run_without_anything_is_a_page_too(tmp_path):
