@@ -542,6 +542,12 @@ def test_flags_without_effect_on_single_steps_are_told(flags, is_told, data, tmp
     assert ("no effect in training on clips of 2 frames" in capsys.readouterr().err) == is_told
 
 
+@pytest.mark.parametrize("kind, epoch, beta", [("Cyclical", 9, 0.9), ("Monotonic", 99, 1.0), ("None", 9, 0.0001)])
+def test_without_a_stop_a_cycle_goes_to_1_and_a_constant_is_light(kind, epoch, beta):
+    trainer = Trainer.Trainer(parse(*TINY, "--kl_anneal_type", kind)[0], torch.device("cpu"))
+    assert trainer.kl_annealing(epoch) == pytest.approx(beta)
+
+
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
 NOT_IN_A_RECIPE = {"help", "DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu",
                    "num_workers", "store_visualization", "per_save", "save_every_minutes", "deterministic", "cache",
