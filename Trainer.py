@@ -31,7 +31,7 @@ from dataloader import ClipLoader, Clips, FrameCache, read_recording, read_valid
 from modules import checkpoint, figures
 from modules.average import WeightAverage
 from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS, ON_DEVICE
-from modules.cvae import CVAE, FEEDS, clip_loss
+from modules.cvae import CVAE, DECODER_VARIANCES, FEEDS, clip_loss
 from modules.files import replacing
 from modules.interrupts import Interrupted, Interrupts
 from modules.metrics import psnr, repeat_first
@@ -69,10 +69,11 @@ from utils import (
 # What belongs to one call of the program rather than to the run: a continued run does not take these over.
 CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "num_workers",
               "compile", "cache", "cache_dir")
-WITHOUT_FLAG = {"replay": 0.0, "ema": 0.0}  # how a checkpoint was trained that is older than these flags
+# How a checkpoint was trained that is older than these flags.
+WITHOUT_FLAG = {"replay": 0.0, "ema": 0.0, "decoder_variance": "fixed"}
 
 POSES_FOR_STATISTICS = 512  # a million values a channel: more would not change the third digit
-CONSTANT_BETA = 0.0001
+CONSTANT_BETA = {"fixed": 0.0001, "optimal": 0.001}  # by --decoder_variance
 SKIPPED_IN_A_ROW = 10  # steps with bad numbers after which no good one is to be hoped for
 LOOK_EVERY = 16  # steps between two looks at how many were skipped: a look makes the host wait for the device
 MEMORY_ADVICE = ("go on with --resume and a smaller --batch_size (or --train_vi_len), --no-bptt, --precision bf16 or "
@@ -147,7 +148,7 @@ class Trainer:
         """--kl_anneal_stop, or without it the course's top of a cycle and the constant that served best."""
         if self.args.kl_anneal_stop is not None:
             return self.args.kl_anneal_stop
-        return CONSTANT_BETA if self.args.kl_anneal_type == "None" else 1.0
+        return CONSTANT_BETA[self.args.decoder_variance] if self.args.kl_anneal_type == "None" else 1.0
 
     def load_data(self) -> None:
         """Read the validation sequence and, unless --test, the training frames from --DR onto the device.
@@ -448,7 +449,7 @@ class Trainer:
         predictions, mu, logvar = predictions.float(), mu.float(), logvar.float()
         if len(frames):
             loss, mse, kl = clip_loss(predictions, targets, mu, logvar, beta, args.kl_reduction, args.l1,
-                                      args.free_bits)
+                                      args.free_bits, args.decoder_variance)
             quality = psnr(predictions.detach(), targets).mean()
         else:  # more processes than clips: nothing to learn from, but the others wait for a gradient
             loss = mse = kl = quality = predictions.sum() + mu.sum() + logvar.sum()
@@ -735,9 +736,13 @@ def make_parser() -> FlagParser:
                             "nothing fed back (in training a frame from anywhere in the same recording stands for it; "
                             "beyond the course's rules)")
 
-    group = parser.add_argument_group("objective: MSE + beta * KL, summed over a clip's frames")
+    group = parser.add_argument_group("objective: error + beta * KL, summed over a clip's frames")
+    group.add_argument("--decoder_variance", choices=DECODER_VARIANCES, default="optimal",
+                       help="variance that the decoder claims: the same for all frames, so that the error is the MSE "
+                            "(the course's); or for each frame the likeliest one, so that it is the logarithm of the "
+                            "frame's MSE, which is what the mean PSNR scores")
     group.add_argument("--l1", type=number(float, 0), default=0.0,
-                       help="weight of the mean absolute error, which is added to the MSE")
+                       help="weight of the mean absolute error, which is added to the error")
     group.add_argument("--free_bits", type=number(float, 0), default=0.0,
                        help="KL of a frame that costs nothing more to use: nats, or with --kl_reduction mean nats a "
                             "latent value")
@@ -752,7 +757,7 @@ def make_parser() -> FlagParser:
     group.add_argument("--kl_anneal_start", type=number(float, 0), default=0.0, help="Cyclical: lowest beta")
     group.add_argument("--kl_anneal_stop", type=number(float, 0),
                        help="Cyclical: highest beta; None: the constant beta; Monotonic always goes to 1; not given: 1 "
-                            "for Cyclical, 0.0001 for None")
+                            "for Cyclical, for None 0.001, or 0.0001 with --decoder_variance fixed")
     group.add_argument("--kl_reduction", choices=["sum", "mean"], default="sum",
                        help="KL summed over the latent map (the course's) or its mean")
 

@@ -13,6 +13,11 @@ from modules.processes import WholeBatchNorm2d
 from modules.strategies import HISTOGRAM_REFERENCES, match_histogram
 
 FEEDS = ("previous", "first")
+DECODER_VARIANCES = ("fixed", "optimal")
+# The MSE at which the loss of the optimal variance has the gradient of the MSE itself, so that the other weights (beta,
+# l1) and the clipping of gradients keep their meaning: 27 dB, what a half-trained model reaches.
+HALFWAY_MSE = 0.002
+SMALLEST_MSE = 1e-5  # 50 dB: below it an error hardly counts, and the logarithm stays bounded
 POSES_AT_ONCE = 32  # pose images encoded in one call during generation: bounds memory at any length
 
 
@@ -293,8 +298,14 @@ def blend(real: Tensor, prediction: Tensor, share: Tensor) -> Tensor:
 
 
 def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, beta: float,
-              kl_reduction: str = "sum", l1: float = 0.0, free_bits: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a clip, averaged over the batch: the sum over its predicted frames of MSE + l1 * |error| + beta * KL.
+              kl_reduction: str = "sum", l1: float = 0.0, free_bits: float = 0.0,
+              decoder_variance: str = "fixed") -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a clip, averaged over the batch: error + l1 * |error| + beta * KL, summed over its predicted frames.
+
+    The error is the negative log-likelihood of the frame under a Gaussian around the prediction, up to a constant and a
+    factor: with one variance for all frames the MSE; with the variance that is the likeliest for each frame, its MSE,
+    HALFWAY_MSE * log(1 + MSE / SMALLEST_MSE) (Rybkin, Daniilidis & Levine 2021, "Simple and Effective VAE Training with
+    Calibrated Decoders", section 3.3). The latter is the mean PSNR but for sign and scale.
 
     Parameters
     ----------
@@ -305,10 +316,11 @@ def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, 
     free_bits : of each clip's KL divergence, mean over its frames and reduced as ``kl_reduction`` says, what costs
         nothing more to use: beta weighs max(KL, free_bits) (Kingma et al. 2016, "Improved Variational Inference with
         Inverse Autoregressive Flow", where it is kept for each latent channel).
+    decoder_variance : "fixed" or "optimal".
 
     Returns
     -------
-    loss, mse, kl : scalars, summed over the frames; without l1 and free_bits loss = mse + beta * kl.
+    loss, mse, kl : scalars, summed over the frames; loss = mse + beta * kl with a fixed variance, l1 and free_bits 0.
     """
     steps = targets.shape[1]
     mse = steps * functional.mse_loss(predictions, targets)
@@ -317,7 +329,11 @@ def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, 
     if free_bits:  # clip by clip, so that it does not matter which clips share a batch
         weighed = torch.stack([(steps * kl_divergence(*clip, kl_reduction)).clamp(min=steps * free_bits)
                                for clip in zip(mu, logvar, strict=True)]).mean()
-    loss = mse + beta * weighed
+    error = mse
+    if decoder_variance == "optimal":
+        each = (predictions - targets).square().mean(dim=(-3, -2, -1))
+        error = steps * HALFWAY_MSE * torch.log1p(each / SMALLEST_MSE).mean()
+    loss = error + beta * weighed
     if l1:
         loss = loss + l1 * steps * functional.l1_loss(predictions, targets)
     return loss, mse, kl

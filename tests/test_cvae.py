@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.exposure import match_histograms
 
-from modules.cvae import CVAE, POSES_AT_ONCE, clip_loss
+from modules.cvae import CVAE, HALFWAY_MSE, POSES_AT_ONCE, SMALLEST_MSE, clip_loss
 from modules.layers import ConvFFN
 
 TINY = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8}
@@ -432,9 +432,41 @@ def test_absolute_error_and_free_bits(reduction):
     assert [bool(part.any()) for part in gradient] == [False, True, True]  # below the floor it costs nothing
 
 
-def test_clip_loss_is_zero_at_a_perfect_prediction_and_the_prior():
+def test_the_optimal_variance_is_what_the_likelihood_itself_would_choose():
+    """Up to a constant, the loss is the Gaussian negative log-likelihood at the variance that a search finds best."""
+    targets = torch.rand(1, 1, 3, H, W, dtype=torch.float64)
+    zero = torch.zeros(1, 1, 4, H, W, dtype=torch.float64)
+    found, expected = [], []
+    for error in (0.05, 0.1, 0.3):
+        predictions = targets + error * torch.randn_like(targets)
+        found.append(clip_loss(predictions, targets, zero, zero, 1.0, decoder_variance="optimal")[0].item())
+        deviations = torch.logspace(-3, 0.5, 20001, dtype=torch.float64)
+        squares = (predictions - targets).square().mean()
+        likelihood = (deviations.square().log() + squares / deviations.square()).min().item()
+        expected.append(HALFWAY_MSE * likelihood)
+    assert np.diff(found) == pytest.approx(np.diff(expected), rel=1e-2)  # but for SMALLEST_MSE
+
+
+def test_the_optimal_variance_weighs_frames_by_their_own_error():
+    """The gradient of each frame's MSE, times HALFWAY_MSE / (its MSE + SMALLEST_MSE): at HALFWAY_MSE the MSE's own."""
+    targets = torch.zeros(2, 2, 3, H, W, dtype=torch.float64)
+    mse = torch.tensor([[HALFWAY_MSE, 1e-4], [0.1, 1e-9]], dtype=torch.float64)
+    predictions = mse.sqrt()[..., None, None, None].expand_as(targets).clone().requires_grad_()
+    zero = torch.zeros(2, 2, 4, H, W, dtype=torch.float64)
+    losses = {variance: clip_loss(predictions, targets, zero, zero, 1.0, decoder_variance=variance)
+              for variance in ("fixed", "optimal")}
+    assert torch.equal(losses["fixed"][1], losses["optimal"][1])  # the MSE that is logged is the MSE
+    fixed, optimal = (torch.autograd.grad(loss[0], predictions)[0] for loss in losses.values())
+    weight = HALFWAY_MSE / (mse + SMALLEST_MSE)
+    torch.testing.assert_close(optimal, weight[..., None, None, None] * fixed)
+    assert weight[0, 0].item() == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("variance", ["fixed", "optimal"])
+def test_clip_loss_is_zero_at_a_perfect_prediction_and_the_prior(variance):
     frames, zero = torch.rand(B, T - 1, 3, H, W), torch.zeros(B, T - 1, 4, H, W)
-    assert [value.item() for value in clip_loss(frames, frames, zero, zero, 1.0)] == [0, 0, 0]
+    losses = clip_loss(frames, frames, zero, zero, 1.0, decoder_variance=variance)
+    assert [value.item() for value in losses] == [0, 0, 0]
     with pytest.raises(ValueError, match="median"):
         clip_loss(frames, frames, zero, zero, 1.0, "median")
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The course's training, beside which the defaults are another.
 COURSES = ["--batch_size", "2", "--tfr", "1", "--replay", "0", "--kl_anneal_type", "Cyclical", "--kl_anneal_stop", "1",
-           "--lr_schedule", "none", "--warmup", "0", "--ema", "0"]
+           "--lr_schedule", "none", "--warmup", "0", "--ema", "0", "--decoder_variance", "fixed"]
 # Recorded on a CPU in float32 from `train(data, run, *COURSES, "--num_epoch", "3", "--lr", "0.01")`: a change that
 # moves them changes the mathematics. Record anew only where that is meant.
 GOLDEN = {"train_loss": [0.249439, 7.841584, 11.72153], "val_loss": [0.0803928, 0.0780604, 0.0765072]}
@@ -87,7 +87,7 @@ def test_the_loss_is_mse_plus_beta_kl(whole_run):
 @pytest.mark.parametrize("forced, flags", [
     ([False, False], []), ([True, False], []), ([True, True], []),
     ([0.3, 0.0], ["--replay", 0.5, "--any_first", 0.5, "--ema", 0.9, "--feedback_noise", 0.1, "--feedback_jitter", 0.1,
-                  "--l1", 0.1, "--free_bits", 1, "--reference_frame"]),
+                  "--l1", 0.1, "--free_bits", 1, "--reference_frame", "--decoder_variance", "fixed"]),
     ([False, False], ["--feed", "first"])], ids=str)
 def test_a_step_reads_nothing_back_from_the_device(forced, flags):
     """On a GPU each such read would make the host wait. On a CPU it is the same operation."""
@@ -284,11 +284,11 @@ def test_a_checkpoint_from_another_kind_of_device_continues(whole_run, data, tmp
 
 def test_a_checkpoint_from_before_a_flag_goes_on_without_it(whole_run, tmp_path):
     state = torch.load(whole_run / "last.ckpt", weights_only=True)
-    for flag in ("ema", "replay"):
+    for flag in ("ema", "replay", "decoder_variance"):
         del state["flags"][flag]
     torch.save(state, tmp_path / "old.ckpt")
     args, _ = parse("--ckpt_path", tmp_path / "old.ckpt")
-    assert args.ema == 0 and args.replay == 0
+    assert (args.ema, args.replay, args.decoder_variance) == (0, 0, "fixed")
 
 
 def test_a_checkpoint_from_before_there_was_augmentation_continues(whole_run, data, tmp_path, no_figures):
@@ -530,7 +530,7 @@ def test_the_defaults_are_the_replay_recipe_at_the_courses_size():
     recipe, defaults = vars(parse(f"@{ROOT / 'scripts' / 'recipes' / 'replay.args'}")[0]), vars(parse()[0])
     assert {flag for flag in recipe if (recipe[flag] or None) != (defaults[flag] or None)} == {
         "F_dim", "L_dim", "N_dim", "D_out_dim", "lr", "val_every", "val_latent", "tfr_sde", "tfr_d_step",
-        "kl_anneal_stop"} and recipe["kl_anneal_stop"] == Trainer.CONSTANT_BETA
+        "kl_anneal_stop"} and recipe["kl_anneal_stop"] == Trainer.CONSTANT_BETA["optimal"]
 
 
 @pytest.mark.parametrize("flags, is_told", [
@@ -542,9 +542,12 @@ def test_flags_without_effect_on_single_steps_are_told(flags, is_told, data, tmp
     assert ("no effect in training on clips of 2 frames" in capsys.readouterr().err) == is_told
 
 
-@pytest.mark.parametrize("kind, epoch, beta", [("Cyclical", 9, 0.9), ("Monotonic", 99, 1.0), ("None", 9, 0.0001)])
-def test_without_a_stop_a_cycle_goes_to_1_and_a_constant_is_light(kind, epoch, beta):
-    trainer = Trainer.Trainer(parse(*TINY, "--kl_anneal_type", kind)[0], torch.device("cpu"))
+@pytest.mark.parametrize("kind, variance, epoch, beta", [
+    ("Cyclical", "optimal", 9, 0.9), ("Monotonic", "optimal", 99, 1.0), ("None", "optimal", 9, 0.001),
+    ("None", "fixed", 9, 0.0001)])
+def test_without_a_stop_a_cycle_goes_to_1_and_a_constant_is_light(kind, variance, epoch, beta):
+    flags = parse(*TINY, "--kl_anneal_type", kind, "--decoder_variance", variance)[0]
+    trainer = Trainer.Trainer(flags, torch.device("cpu"))
     assert trainer.kl_annealing(epoch) == pytest.approx(beta)
 
 
