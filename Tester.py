@@ -9,6 +9,7 @@ summary.json. Sizes of network and frames come from the checkpoint.
 """
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,17 @@ from dataloader import (
 from modules import figures
 from modules.cvae import CVAE
 from modules.files import replacing
-from modules.metrics import brightness_error, course_score, drift, psnr, repeat_first, ssim, to_uint8
+from modules.metrics import (
+    SCORED_FRAMES,
+    brightness_error,
+    course_score,
+    drift,
+    psnr,
+    repeat_first,
+    slope,
+    ssim,
+    to_uint8,
+)
 from modules.strategies import HISTOGRAM_REFERENCES
 from utils import (
     BadInput,
@@ -92,6 +103,31 @@ def generate_all(model: CVAE, sequences: list[GivenSequence], latent: str, seed:
     return [video[:len(sequence.labels)] for video, sequence in zip(videos, sequences, strict=True)]
 
 
+def restart_from_truth(sequences: list[GivenSequence], truths: list[Tensor], every: int,
+                       generate: Callable[[list[GivenSequence]], list[Tensor]]) -> list[Tensor]:
+    """The sequences again, but begun anew from the real frame ``every`` frames: what no error of long ago has reached.
+
+    Only for the question how much of a falling PSNR is the roll-out's doing, and how much the sequence's own.
+
+    Parameters
+    ----------
+    truths : uint8 (T, 3, H, W), of each sequence.
+    generate : as ``generate_all``, given its other arguments.
+
+    Returns
+    -------
+    uint8 (T, 3, H, W) for each sequence: the real frame 0, then predictions of at most ``every`` steps.
+    """
+    pieces = [GivenSequence(sequence.name, truth[begin], sequence.labels[begin:begin + every + 1],
+                            sequence.numbers[begin:begin + every + 1])
+              for sequence, truth in zip(sequences, truths, strict=True)
+              for begin in range(0, max(len(truth) - 1, 1), every)]
+    videos = generate(pieces)
+    return [torch.cat([truth[:1], *(video[1:] for video, piece in zip(videos, pieces, strict=True)
+                                    if piece.name == sequence.name)])
+            for sequence, truth in zip(sequences, truths, strict=True)]
+
+
 def check_submission(sequences: list[GivenSequence], any_size: bool) -> None:
     """BadInput: the course's submission has no room for these sequences, and ``any_size`` does not allow it."""
     for sequence in sequences:
@@ -152,17 +188,34 @@ def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
     means = {name: scores[name][1:].mean().item() for name in SCORES[1:]}
     return {"frames": len(scores["frame"]) - 1, **means, "course_psnr": course_score(scores["psnr"]),
             "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"]),
-            **drift(scores["psnr"], scores["brightness_error"])}
+            **drift(scores["psnr"], scores["brightness_error"]), **summarise_restarted(scores)}
+
+
+def summarise_restarted(scores: dict[str, Tensor]) -> dict[str, float]:
+    """Over frames 1..600: PSNR and slope of what was begun anew, and of what a single roll-out lacks beside it (dB, dB
+    per 600 frames); nothing where there is no such."""
+    if "psnr_restarted" not in scores:
+        return {}
+    restarted, single = (scores[name][1:1 + SCORED_FRAMES] for name in ("psnr_restarted", "psnr"))
+    return {"psnr_restarted": restarted.mean().item(), "psnr_slope_restarted": slope(restarted),
+            "drift": (single - restarted).mean().item(), "drift_slope": slope(single - restarted)}
 
 
 def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tensor], truths: list[Tensor],
-                 fps: float, settings: dict) -> None:
-    """Write the scores and their pictures, and print the summary."""
+                 fps: float, settings: dict, restarted: list[Tensor] | None = None) -> None:
+    """Write the scores and their pictures, and print the summary.
+
+    restarted : what ``restart_from_truth`` gives, to be compared with.
+    """
     summaries, curves, brightness, baselines = {}, {}, {}, []
-    for sequence, video, truth in zip(sequences, videos, truths, strict=True):
+    for index, (sequence, video, truth) in enumerate(zip(sequences, videos, truths, strict=True)):
         scores = score(video, truth)
-        rows = zip(*(scores[name].tolist() for name in SCORES), strict=True)
-        write_table(folder / f"seq{sequence.name}.csv", SCORES, [dict(zip(SCORES, row, strict=True)) for row in rows])
+        if restarted is not None:
+            scores["psnr_restarted"] = psnr(to_float(restarted[index]), to_float(truth))
+            curves[f"sequence {sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
+        rows = zip(*(values.tolist() for values in scores.values()), strict=True)
+        write_table(folder / f"seq{sequence.name}.csv", tuple(scores),
+                    [dict(zip(scores, row, strict=True)) for row in rows])
         figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
         summary = summaries[sequence.name] = summarise(scores)
         curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
@@ -185,7 +238,10 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
 def describe_drift(summary: dict[str, float]) -> str:
     return (f"start {summary['psnr_start']:.2f} dB, end {summary['psnr_end']:.2f} dB, slope "
             f"{summary['psnr_slope']:+.2f} dB per 600 frames, brightness error at the end "
-            f"{summary['brightness_error_end']:+.4f}")
+            f"{summary['brightness_error_end']:+.4f}"
+            + (f"; begun anew from real frames {summary['psnr_restarted']:.2f} dB, slope "
+               f"{summary['psnr_slope_restarted']:+.2f}; the roll-out is {summary['drift']:+.2f} dB beside that, slope "
+               f"{summary['drift_slope']:+.2f}" if "drift" in summary else ""))
 
 
 def make_parser() -> FlagParser:
@@ -196,6 +252,10 @@ def make_parser() -> FlagParser:
     group.add_argument("--split", choices=["test", "val"], default="test",
                        help="the test sequences, or the validation sequence with its scores")
     group.add_argument("--truth", help="folder with the test sequences' real frames K/N.png, for scores only")
+    group.add_argument("--restart_every", type=number(int, 0, 10**6), default=0,
+                       help="where the truth is known, roll out once more, begun anew from the real frame every so "
+                            "many frames, and score that, too: how much of a slope is drift, and how much the "
+                            "sequence's own; nothing of it is submitted (0: not)")
     group.add_argument("--latent", choices=["prior", "mean"], default="prior",
                        help="z of each frame: drawn from N(0, I), or its mean 0")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of z")
@@ -238,6 +298,9 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.truth and args.split == "val":
         raise BadInput("--truth is for the test sequences; the validation sequence has its own: leave --truth out")
+    if args.restart_every and not args.truth and args.split != "val":
+        raise BadInput(f"--restart_every {args.restart_every} begins anew from real frames; give them with --truth, or "
+                       "--split val")
     device, root, folder = pick_device(args.device), Path(args.DR), Path(args.save_root)
     old_results = check_result_folder(folder, args.overwrite)
     state = load_checkpoint(Path(args.ckpt_path))
@@ -259,7 +322,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.truth:
             truths = read_truth(Path(args.truth), sequences, *how, truth_cache)
 
-    videos = generate_all(model, sequences, args.latent, args.seed, device, args.precision, args.compile)
+    generate = partial(generate_all, model, latent=args.latent, seed=args.seed, device=device, precision=args.precision)
+    videos = generate(sequences, compile=args.compile)
+    restarted = restart_from_truth(sequences, truths, args.restart_every, generate) if args.restart_every else None
     folder.mkdir(parents=True, exist_ok=True)
     for path in old_results:  # all of them: a mixture of two checkpoints' results would mislead
         path.unlink()
@@ -273,7 +338,9 @@ def main(argv: list[str] | None = None) -> None:
     if truths is not None:
         settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
                     "latent": args.latent, "seed": args.seed, "match_histogram": model.match_histogram}
-        write_scores(folder, sequences, videos, truths, args.fps, settings)
+        if restarted is not None:
+            settings["restart_every"] = args.restart_every
+        write_scores(folder, sequences, videos, truths, args.fps, settings, restarted)
     print(f"results are in {folder}")
 
 

@@ -172,6 +172,46 @@ def test_the_validation_sequence_is_scored_against_its_own_frames(data, checkpoi
     assert repeat == pytest.approx([slow_psnr(truth[0], frame) for frame in truth], rel=1e-5)
 
 
+@pytest.mark.parametrize("every", [1, 3, 4, 100])
+def test_begun_anew_each_piece_goes_on_from_the_real_frame(every):
+    """With a generator whose every frame is one brighter than the one before, and has its pose's darkness beside it."""
+
+    def count_up(pieces):
+        assert all(len(piece.labels) == len(piece.numbers) for piece in pieces)
+        return [torch.stack([piece.first_frame, *(piece.first_frame + t + pose
+                                                  for t, pose in enumerate(piece.labels[1:], start=1))])
+                for piece in pieces]
+
+    def still(values):
+        return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, H, W)
+
+    poses = {"0": [0, 7, 0, 0, 9], "1": [0] * 9, "2": [0, 3]}
+    sequences = [Tester.GivenSequence(name, still([1])[0], still(values), list(range(len(values))))
+                 for name, values in poses.items()]
+    truths = [still([10 * (t + 1) for t in range(len(values))]) for values in poses.values()]
+    found = Tester.restart_from_truth(sequences, truths, every, count_up)
+    for values, video in zip(poses.values(), found, strict=True):
+        begun = [(t - 1) // every * every for t in range(1, len(values))]  # the real frame that t goes back to
+        expected = [10, *(10 * (b + 1) + t - b + values[t] for t, b in enumerate(begun, start=1))]
+        assert torch.equal(video, still(expected))
+
+
+def test_what_was_begun_anew_is_scored_beside_the_roll_out(data, checkpoint, scored, tmp_path):
+    folder = generate(data, checkpoint, tmp_path / "anew", "--truth", data / "truth", "--restart_every", 3)
+    assert (folder / "submission.csv").read_bytes() == (scored / "submission.csv").read_bytes()
+    results = json.loads((folder / "summary.json").read_text())
+    assert results["restart_every"] == 3
+    for name, length in LENGTHS.items():
+        rows = read_csv(folder / f"seq{name}.csv")
+        single, restarted = (np.array([float(row[score]) for row in rows[1:]]) for score in ("psnr", "psnr_restarted"))
+        summary = results["sequences"][name]
+        assert summary["psnr_restarted"] == pytest.approx(restarted.mean(), rel=1e-5)
+        assert summary["drift"] == pytest.approx((single - restarted).mean(), abs=1e-5)
+        for key, values in (("psnr_slope_restarted", restarted), ("drift_slope", single - restarted)):
+            assert summary[key] == pytest.approx(600 * np.polyfit(np.arange(length - 1), values, 1)[0], abs=1e-2)
+    assert "drift" not in json.loads((scored / "summary.json").read_text())["mean"]
+
+
 @pytest.mark.parametrize("lost", ["0/3.png", "1/0.png", "10"])
 def test_a_truth_that_lacks_a_frame_is_refused(lost, own_data, checkpoint, tmp_path, refused):
     (own_data / "truth" / lost).rename(tmp_path / "elsewhere")
@@ -263,6 +303,7 @@ def test_histograms_are_matched_as_in_training_unless_told(data, checkpoint, tmp
     (["--make_gif", "--fps", "60"], "fps|frames per second"),
     (["--split", "val"], "6 frames, fewer than --val_vi_len 630"),
     (["--split", "val", "--truth", "t"], "--truth is for the test"),
+    (["--restart_every", "60"], "--restart_every 60.*--truth"), (["--restart_every", "-1"], "--restart_every"),
     (["--truth", "gone"], "gone.*no such folder.*--truth"),
     (["--device", "tpu"], "--device"), (["--num_workers", "-1"], "--num_workers"), (["--nonsense"], "--nonsense")],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "")
