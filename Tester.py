@@ -60,6 +60,7 @@ from utils import (
 )
 
 COURSE_FRAME, COURSE_LENGTH = (32, 64), 630  # what the course's submission has room for
+PIECES_AT_ONCE = 64  # of sequences begun anew, rolled out in one batch: bounds memory
 SCORES = ("frame", "psnr", "ssim", "brightness_error",
           "psnr_repeat_first", "ssim_repeat_first", "brightness_error_repeat_first")
 
@@ -112,7 +113,7 @@ def restart_from_truth(sequences: list[GivenSequence], truths: list[Tensor], eve
     Parameters
     ----------
     truths : uint8 (T, 3, H, W), of each sequence.
-    generate : as ``generate_all``, given its other arguments.
+    generate : as ``generate_all``, given its other arguments; called with PIECES_AT_ONCE pieces at most.
 
     Returns
     -------
@@ -122,10 +123,10 @@ def restart_from_truth(sequences: list[GivenSequence], truths: list[Tensor], eve
                             sequence.numbers[begin:begin + every + 1])
               for sequence, truth in zip(sequences, truths, strict=True)
               for begin in range(0, max(len(truth) - 1, 1), every)]
-    videos = generate(pieces)
-    return [torch.cat([truth[:1], *(video[1:] for video, piece in zip(videos, pieces, strict=True)
-                                    if piece.name == sequence.name)])
-            for sequence, truth in zip(sequences, truths, strict=True)]
+    videos = [video for begin in range(0, len(pieces), PIECES_AT_ONCE)
+              for video in generate(pieces[begin:begin + PIECES_AT_ONCE])]
+    predictions = torch.cat([video[1:] for video in videos]).split([len(truth) - 1 for truth in truths])
+    return [torch.cat([truth[:1], part]) for truth, part in zip(truths, predictions, strict=True)]
 
 
 def check_submission(sequences: list[GivenSequence], any_size: bool) -> None:
@@ -188,17 +189,24 @@ def summarise(scores: dict[str, Tensor]) -> dict[str, float]:
     means = {name: scores[name][1:].mean().item() for name in SCORES[1:]}
     return {"frames": len(scores["frame"]) - 1, **means, "course_psnr": course_score(scores["psnr"]),
             "course_psnr_repeat_first": course_score(scores["psnr_repeat_first"]),
-            **drift(scores["psnr"], scores["brightness_error"]), **summarise_restarted(scores)}
+            **drift(scores["psnr"], scores["brightness_error"])}
 
 
-def summarise_restarted(scores: dict[str, Tensor]) -> dict[str, float]:
-    """Over frames 1..600: PSNR and slope of what was begun anew, and of what a single roll-out lacks beside it (dB, dB
-    per 600 frames); nothing where there is no such."""
-    if "psnr_restarted" not in scores:
-        return {}
-    restarted, single = (scores[name][1:1 + SCORED_FRAMES] for name in ("psnr_restarted", "psnr"))
-    return {"psnr_restarted": restarted.mean().item(), "psnr_slope_restarted": slope(restarted),
-            "drift": (single - restarted).mean().item(), "drift_slope": slope(single - restarted)}
+def beside_restarted(psnr_per_frame: Tensor, restarted: Tensor, every: int) -> dict[str, float]:
+    """A roll-out beside what was begun anew ``every`` frames, from the dB of each frame, (T,), frame 0 included.
+
+    Returns
+    -------
+    course_psnr_restarted, psnr_slope_restarted : of what was begun anew, over frames 1..600, dB and dB per 600 frames.
+    drift, drift_slope : of the roll-out minus that, over frames every + 1..600 (before, both are the same roll-out);
+        left out where there is no such frame.
+    """
+    both = torch.stack([psnr_per_frame, restarted])[:, 1:1 + SCORED_FRAMES].double()
+    beside = both[0, every:] - both[1, every:]
+    summary = {"course_psnr_restarted": both[1].mean().item(), "psnr_slope_restarted": slope(both[1])}
+    if len(beside):
+        summary |= {"drift": beside.mean().item(), "drift_slope": slope(beside)}
+    return summary
 
 
 def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tensor], truths: list[Tensor],
@@ -207,17 +215,19 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
 
     restarted : what ``restart_from_truth`` gives, to be compared with.
     """
-    summaries, curves, brightness, baselines = {}, {}, {}, []
+    summaries, curves, anew, brightness, baselines = {}, {}, {}, {}, []
     for index, (sequence, video, truth) in enumerate(zip(sequences, videos, truths, strict=True)):
         scores = score(video, truth)
         if restarted is not None:
             scores["psnr_restarted"] = psnr(to_float(restarted[index]), to_float(truth))
-            curves[f"sequence {sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
+            anew[f"sequence {sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
         rows = zip(*(values.tolist() for values in scores.values()), strict=True)
         write_table(folder / f"seq{sequence.name}.csv", tuple(scores),
                     [dict(zip(scores, row, strict=True)) for row in rows])
         figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
         summary = summaries[sequence.name] = summarise(scores)
+        if restarted is not None:
+            summary |= beside_restarted(scores["psnr"], scores["psnr_restarted"], settings["restart_every"])
         curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
         brightness[f"sequence {sequence.name}"] = scores["brightness_error"][1:]
         baselines.append(scores["psnr_repeat_first"][1:])
@@ -227,8 +237,9 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
     # One curve for all: each frame's mean over the sequences that are long enough.
     baseline = torch.nn.utils.rnn.pad_sequence(baselines, padding_value=torch.nan).nanmean(dim=1)
     curves["repeat the first frame"] = baseline
-    figures.plot_psnr(curves, folder / "psnr.png", "PSNR per frame, free-running", brightness)
-    mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]}
+    figures.plot_psnr(curves | anew, folder / "psnr.png", "PSNR per frame, free-running", brightness)
+    mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]
+            if all(name in s for s in summaries.values())}
     write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
     print(f"mean of {len(summaries)} sequence(s): PSNR {mean['psnr']:.2f} dB, repeat the first frame "
           f"{mean['psnr_repeat_first']:.2f} dB, gain {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB, SSIM "
@@ -239,8 +250,8 @@ def describe_drift(summary: dict[str, float]) -> str:
     return (f"start {summary['psnr_start']:.2f} dB, end {summary['psnr_end']:.2f} dB, slope "
             f"{summary['psnr_slope']:+.2f} dB per 600 frames, brightness error at the end "
             f"{summary['brightness_error_end']:+.4f}"
-            + (f"; begun anew from real frames {summary['psnr_restarted']:.2f} dB, slope "
-               f"{summary['psnr_slope_restarted']:+.2f}; the roll-out is {summary['drift']:+.2f} dB beside that, slope "
+            + (f"; begun anew from real frames {summary['course_psnr_restarted']:.2f} dB, slope "
+               f"{summary['psnr_slope_restarted']:+.2f}, the roll-out {summary['drift']:+.2f} dB beside that, slope "
                f"{summary['drift_slope']:+.2f}" if "drift" in summary else ""))
 
 
@@ -254,8 +265,8 @@ def make_parser() -> FlagParser:
     group.add_argument("--truth", help="folder with the test sequences' real frames K/N.png, for scores only")
     group.add_argument("--restart_every", type=number(int, 0, 10**6), default=0,
                        help="where the truth is known, roll out once more, begun anew from the real frame every so "
-                            "many frames, and score that, too: how much of a slope is drift, and how much the "
-                            "sequence's own; nothing of it is submitted (0: not)")
+                            "many frames, and score that, too: how much of a slope is the roll-out's, and how much "
+                            "the sequence's own; nothing of it is submitted (0: not)")
     group.add_argument("--latent", choices=["prior", "mean"], default="prior",
                        help="z of each frame: drawn from N(0, I), or its mean 0")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="seed of z")
@@ -306,6 +317,9 @@ def main(argv: list[str] | None = None) -> None:
     state = load_checkpoint(Path(args.ckpt_path))
     if "recognised" in state:
         print(f"{args.ckpt_path}: {state['recognised']}; frames of {' x '.join(map(str, state['frame_size']))}")
+    if args.restart_every and state["network"].get("feed") == "first":
+        raise BadInput(f"--restart_every {args.restart_every}: this checkpoint feeds nothing back (--feed first), so "
+                       "there is no drift to look for; leave it out")
     how = *state["frame_size"], args.num_workers
     cache = FrameCache(root, args.cache_dir) if args.cache else None
     truth_cache = FrameCache(Path(args.truth), args.cache_dir) if args.cache and args.truth else None
@@ -322,9 +336,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.truth:
             truths = read_truth(Path(args.truth), sequences, *how, truth_cache)
 
-    generate = partial(generate_all, model, latent=args.latent, seed=args.seed, device=device, precision=args.precision)
-    videos = generate(sequences, compile=args.compile)
-    restarted = restart_from_truth(sequences, truths, args.restart_every, generate) if args.restart_every else None
+    generate = partial(generate_all, latent=args.latent, seed=args.seed, device=device, precision=args.precision)
+    videos = generate(model, sequences, compile=args.compile)
     folder.mkdir(parents=True, exist_ok=True)
     for path in old_results:  # all of them: a mixture of two checkpoints' results would mislead
         path.unlink()
@@ -338,8 +351,12 @@ def main(argv: list[str] | None = None) -> None:
     if truths is not None:
         settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
                     "latent": args.latent, "seed": args.seed, "match_histogram": model.match_histogram}
-        if restarted is not None:
+        restarted = None
+        if args.restart_every:
             settings["restart_every"] = args.restart_every
+            # A model of its own: the other may be compiled for its batch.
+            again = load_model(state, device, args.match_histogram)
+            restarted = restart_from_truth(sequences, truths, args.restart_every, partial(generate, again))
         write_scores(folder, sequences, videos, truths, args.fps, settings, restarted)
     print(f"results are in {folder}")
 

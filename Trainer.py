@@ -742,7 +742,7 @@ def make_parser() -> FlagParser:
                             "(the course's); or for each frame the likeliest one, so that it is the logarithm of the "
                             "frame's MSE, which is what the mean PSNR scores")
     group.add_argument("--l1", type=number(float, 0), default=0.0,
-                       help="weight of the mean absolute error, which is added to the error")
+                       help="weight of the mean absolute error, which is added whatever --decoder_variance is")
     group.add_argument("--free_bits", type=number(float, 0), default=0.0,
                        help="KL of a frame that costs nothing more to use: nats, or with --kl_reduction mean nats a "
                             "latent value")

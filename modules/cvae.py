@@ -14,8 +14,8 @@ from modules.strategies import HISTOGRAM_REFERENCES, match_histogram
 
 FEEDS = ("previous", "first")
 DECODER_VARIANCES = ("fixed", "optimal")
-# The MSE at which the loss of the optimal variance has the gradient of the MSE itself, so that the other weights (beta,
-# l1) and the clipping of gradients keep their meaning: 27 dB, what a half-trained model reaches.
+# The MSE at which the loss of the optimal variance has the gradient of the MSE itself: 27 dB, what a half-trained model
+# reaches. There, beta, l1 and the clipping of gradients weigh as much as beside the MSE.
 HALFWAY_MSE = 0.002
 SMALLEST_MSE = 1e-5  # 50 dB: below it an error hardly counts, and the logarithm stays bounded
 POSES_AT_ONCE = 32  # pose images encoded in one call during generation: bounds memory at any length
@@ -305,7 +305,7 @@ def clip_loss(predictions: Tensor, targets: Tensor, mu: Tensor, logvar: Tensor, 
     The error is the negative log-likelihood of the frame under a Gaussian around the prediction, up to a constant and a
     factor: with one variance for all frames the MSE; with the variance that is the likeliest for each frame, its MSE,
     HALFWAY_MSE * log(1 + MSE / SMALLEST_MSE) (Rybkin, Daniilidis & Levine 2021, "Simple and Effective VAE Training with
-    Calibrated Decoders", section 3.3). The latter is the mean PSNR but for sign and scale.
+    Calibrated Decoders", the optimal variance). The latter is the mean PSNR but for sign, scale and that floor.
 
     Parameters
     ----------

@@ -43,16 +43,17 @@ PALETTE_PIXELS = 1 << 17  # pixels of a clip that its GIF palette is made from
 def plot_losses(history: list[dict], path: str | Path) -> None:
     """Training and validation loss over the epochs; below them the validation PSNR with its best epoch.
 
-    The two losses are no rivals on one scale: a training loss adds up the frames of a clip and beta times the
-    KL divergence, a validation loss is the mean squared error of a frame. The labels say so.
+    The two losses are no rivals on one scale: a training loss adds up the frames of a clip, the mean squared error of
+    each or its logarithm, and beta times the KL divergence; a validation loss is the mean squared error of a frame.
+    The labels say so.
 
     Raises
     ------
     OSError : the file cannot be written.
     """
     figure, (loss, quality) = _panels(2, heights=(3, 2))
-    # The wide pale line stays visible where the KL divergence adds next to nothing and both coincide.
-    _curve(loss, history, "train_mse", SKY, "train: the MSE part of the loss", width=3.5)
+    # The wide pale line stays visible where the objective is the MSE, the KL adds next to nothing, and both coincide.
+    _curve(loss, history, "train_mse", SKY, "train: MSE, sum over a clip's frames", width=3.5)
     _curve(loss, history, "train_loss", BLUE, "train: the objective, sum over a clip's frames")
     _curve(loss, history, "val_loss", VERMILION, "validation: MSE, mean per frame")
     _mark_lost(loss, history, "train_loss", "train_mse", "val_loss")

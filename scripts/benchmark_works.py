@@ -64,7 +64,8 @@ class Work:
 
 def make_networks(args: argparse.Namespace, device: torch.device, *flags: str) -> tuple[Trainer.Trainer, CVAE]:
     """A trainer as Trainer.py makes it, and a plain network with the same weights."""
-    words = [f"--{name}={getattr(args, name)}" for name in SHARED_FLAGS] + ["--ema=0"]  # the reference averages nothing
+    words = [f"--{name}={getattr(args, name)}" for name in SHARED_FLAGS]
+    words += ["--ema=0", "--decoder_variance=fixed"]  # the reference averages no weights, and its error is the MSE
     # Nothing is read from these folders or written there.
     trainer_args = Trainer.make_parser().parse_args(["--DR", ".", "--save_root", ".", *words, *flags])
     trainer = Trainer.Trainer(trainer_args, device)

@@ -18,10 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 from modules import figures  # noqa: E402
+from Trainer import WITHOUT_FLAG  # noqa: E402
 from utils import BadInput, FlagParser, check_writable, folder_name, is_held, number, run_main, tell  # noqa: E402
 
 # What runs must share for their numbers to mean the same: flags, and what differs if they differ.
 COMPARABLE = ((("train_vi_len",), "a training loss is a sum over a clip's frames: training loss, MSE and KL"),
+              (("decoder_variance", "l1", "free_bits"), "the objectives are others: training loss"),
               (("kl_reduction", "N_dim"), "KL is taken over the latent map: KL and training loss"),
               (("DR", "val_vi_len", "frame_H", "frame_W", "val_latent"), "the validations may not be the same task: "
                                                                          "PSNR and validation loss"))
@@ -232,8 +234,10 @@ def what_does_not_compare(runs: list[Run]) -> list[str]:
     """A sentence for each kind of number that means something else from run to run."""
     notes = []
     for flags, reason in COMPARABLE:
-        differing = [f"--{flag}" for flag in flags
-                     if len({str(run.flags[flag]) for run in runs if flag in run.flags}) > 1]
+        # A run that is older than a flag was trained without it; one that has no flags at all cannot be told.
+        values = {flag: {str(run.flags.get(flag, WITHOUT_FLAG.get(flag))) for run in runs
+                         if flag in run.flags or (run.flags and flag in WITHOUT_FLAG)} for flag in flags}
+        differing = [f"--{flag}" for flag in flags if len(values[flag]) > 1]
         if differing:
             notes.append(f"runs differ in {', '.join(differing)}, and {reason} do not compare")
     return notes

@@ -39,7 +39,8 @@ from utils import BadInput, FlagParser, check_writable, run_main  # noqa: E402
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of a call, which say nothing about the training
 RESULT_SCORES = {"psnr": "PSNR", "course_psnr": "PSNR, frames 1..600", "psnr_repeat_first": "repeat first frame",
                  "ssim": "SSIM", "psnr_slope": "slope, dB per 600 frames", "brightness_error": "brightness error",
-                 "brightness_error_end": "brightness error at the end"}
+                 "brightness_error_end": "brightness error at the end",
+                 "drift": "beside beginning anew", "drift_slope": "slope of that, dB per 600 frames"}
 DRAWN_LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # matplotlib's styles in CSS
 
 STYLE = """

@@ -127,6 +127,16 @@ def test_numbers_that_mean_something_else_are_named(tmp_path):
     assert "--train_vi_len" in note and "training loss" in note
 
 
+def test_a_run_from_before_a_flag_compares_as_what_it_was(tmp_path):
+    old, fixed, optimal = compare_runs.read_runs([
+        write_run(tmp_path / "old"), write_run(tmp_path / "fixed", decoder_variance="fixed"),
+        write_run(tmp_path / "optimal", decoder_variance="optimal")])
+    assert not compare_runs.what_does_not_compare([old, fixed])
+    for run in (old, fixed):
+        note, = compare_runs.what_does_not_compare([run, optimal])
+        assert "--decoder_variance" in note and "training loss" in note
+
+
 def test_what_is_no_run_is_passed_over_with_a_line(tmp_path, compare):
     write_run(tmp_path / "a")
     (tmp_path / "pictures").mkdir()

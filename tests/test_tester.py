@@ -196,19 +196,43 @@ def test_begun_anew_each_piece_goes_on_from_the_real_frame(every):
         assert torch.equal(video, still(expected))
 
 
+def test_what_a_roll_out_loses_is_told_apart_from_the_sequence_and_from_its_beginning():
+    frames = torch.arange(700, dtype=torch.float64)
+    restarted = 40 - frames / 100  # the sequence's own: -6 dB per 600 frames
+    single = restarted - 1.0 * (frames > 60)  # loses 1 dB once, and then no more
+    found = Tester.beside_restarted(single, restarted, 60)
+    assert found["psnr_slope_restarted"] == pytest.approx(-6)
+    assert found["drift"] == pytest.approx(-1) and found["drift_slope"] == pytest.approx(0, abs=1e-9)
+    single[61:] -= frames[61:] / 300
+    assert Tester.beside_restarted(single, restarted, 60)["drift_slope"] == pytest.approx(-2)
+    single[601:] = 0  # beyond what the course scores
+    assert Tester.beside_restarted(single, restarted, 60)["drift_slope"] == pytest.approx(-2)
+    assert "drift" not in Tester.beside_restarted(single, restarted, 600)
+
+
+def test_where_nothing_is_fed_back_there_is_nothing_to_begin_anew(data, checkpoint, tmp_path, refused):
+    state = torch.load(checkpoint, weights_only=True)
+    state["network"]["feed"] = "first"
+    torch.save(state, tmp_path / "first.ckpt")
+    message = refused("Tester.py", "--DR", data, "--ckpt_path", tmp_path / "first.ckpt", "--save_root", tmp_path / "r",
+                      *FLAGS, "--truth", data / "truth", "--restart_every", 2)
+    assert "--feed first" in message and not (tmp_path / "r").exists()
+
+
 def test_what_was_begun_anew_is_scored_beside_the_roll_out(data, checkpoint, scored, tmp_path):
     folder = generate(data, checkpoint, tmp_path / "anew", "--truth", data / "truth", "--restart_every", 3)
     assert (folder / "submission.csv").read_bytes() == (scored / "submission.csv").read_bytes()
     results = json.loads((folder / "summary.json").read_text())
     assert results["restart_every"] == 3
-    for name, length in LENGTHS.items():
+    for name in LENGTHS:
         rows = read_csv(folder / f"seq{name}.csv")
         single, restarted = (np.array([float(row[score]) for row in rows[1:]]) for score in ("psnr", "psnr_restarted"))
         summary = results["sequences"][name]
-        assert summary["psnr_restarted"] == pytest.approx(restarted.mean(), rel=1e-5)
-        assert summary["drift"] == pytest.approx((single - restarted).mean(), abs=1e-5)
-        for key, values in (("psnr_slope_restarted", restarted), ("drift_slope", single - restarted)):
-            assert summary[key] == pytest.approx(600 * np.polyfit(np.arange(length - 1), values, 1)[0], abs=1e-2)
+        assert summary["course_psnr_restarted"] == pytest.approx(restarted.mean(), rel=1e-5)
+        assert summary["psnr_slope_restarted"] == pytest.approx(Tester.slope(torch.tensor(restarted)), abs=1e-2)
+        beside = (single - restarted)[3:]  # before, both are the same roll-out
+        assert ("drift" in summary) == (len(beside) > 0)  # sequence 2 is too short
+        assert not len(beside) or summary["drift"] == pytest.approx(beside.mean(), abs=1e-5)
     assert "drift" not in json.loads((scored / "summary.json").read_text())["mean"]
 
 
