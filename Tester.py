@@ -220,7 +220,7 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         scores = score(video, truth)
         if restarted is not None:
             scores["psnr_restarted"] = psnr(to_float(restarted[index]), to_float(truth))
-            anew[f"sequence {sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
+            anew[f"{sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
         rows = zip(*(values.tolist() for values in scores.values()), strict=True)
         write_table(folder / f"seq{sequence.name}.csv", tuple(scores),
                     [dict(zip(scores, row, strict=True)) for row in rows])
