@@ -173,11 +173,13 @@ def test_the_validation_sequence_is_scored_against_its_own_frames(data, checkpoi
 
 
 @pytest.mark.parametrize("every", [1, 3, 4, 100])
-def test_begun_anew_each_piece_goes_on_from_the_real_frame(every):
+def test_begun_anew_each_piece_goes_on_from_the_real_frame(every, monkeypatch):
     """With a generator whose every frame is one brighter than the one before, and has its pose's darkness beside it."""
 
+    monkeypatch.setattr(Tester, "PIECES_AT_ONCE", 2)
+
     def count_up(pieces):
-        assert all(len(piece.labels) == len(piece.numbers) for piece in pieces)
+        assert len(pieces) <= 2 and all(len(piece.labels) == len(piece.numbers) for piece in pieces)
         return [torch.stack([piece.first_frame, *(piece.first_frame + t + pose
                                                   for t, pose in enumerate(piece.labels[1:], start=1))])
                 for piece in pieces]
