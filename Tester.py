@@ -13,23 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dataloader import (
-    FrameCache,
-    GivenSequence,
-    list_frames,
-    read_images,
-    read_test_sequences,
-    read_validation,
-    to_float,
-)
-from modules import figures
-from modules.cvae import CVAE
-from modules.files import replacing
-from modules.metrics import (
+from dataloader import GivenSequence, list_frames, read_images, read_test_sequences, read_validation, to_float
+from modules.config.parser import ChoiceOrOff, FlagParser, folder_name, number
+from modules.data.frame_cache import FrameCache
+from modules.data.histogram import HISTOGRAM_REFERENCES
+from modules.evaluation.metrics import (
     SCORED_FRAMES,
     brightness_error,
     course_score,
@@ -40,17 +31,15 @@ from modules.metrics import (
     ssim,
     to_uint8,
 )
-from modules.strategies import HISTOGRAM_REFERENCES
+from modules.evaluation.submission import write_submission
+from modules.network.cvae import CVAE
+from modules.plots import curves, video
+from modules.training.checkpoint import load_checkpoint
 from utils import (
     BadInput,
-    ChoiceOrOff,
-    FlagParser,
     as_bad_input,
     check_writable,
     compile_pays,
-    folder_name,
-    load_checkpoint,
-    number,
     pick_device,
     pick_precision,
     progress_bar,
@@ -139,24 +128,6 @@ def check_submission(sequences: list[GivenSequence], any_size: bool) -> None:
                            "write it all the same")
 
 
-def write_submission(videos: list[Tensor], path: Path) -> None:
-    """Write the course's CSV: a header id,0,1,...; a row a frame, sequence after sequence, id counting from 0.
-
-    Parameters
-    ----------
-    videos : uint8 (T, 3, H, W) each, the given first frame included.
-    """
-    # Four bytes for each value, what it does not need being zeros, which are then struck out: a whole frame at once.
-    texts = np.array([f",{value}" for value in range(256)], "S4").view(np.uint32)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(("id," + ",".join(map(str, range(videos[0][0].numel()))) + "\n").encode("ascii"))
-        row = 0
-        for video in videos:
-            for frame in video.flatten(1).numpy():
-                file.write(b"%d%s\n" % (row, texts[frame].tobytes().replace(b"\0", b"")))
-                row += 1
-
-
 def read_truth(folder: Path, sequences: list[GivenSequence], height: int, width: int, num_workers: int,
                cache: FrameCache | None = None) -> list[Tensor]:
     """The real frames of the sequences, uint8 (T, 3, H, W) each, from folder/K/N.png. BadInput: one is missing."""
@@ -215,20 +186,20 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
 
     restarted : what ``restart_from_truth`` gives, to be compared with.
     """
-    summaries, curves, anew, brightness, baselines = {}, {}, {}, {}, []
-    for index, (sequence, video, truth) in enumerate(zip(sequences, videos, truths, strict=True)):
-        scores = score(video, truth)
+    summaries, lines, anew, brightness, baselines = {}, {}, {}, {}, []
+    for index, (sequence, clip, truth) in enumerate(zip(sequences, videos, truths, strict=True)):
+        scores = score(clip, truth)
         if restarted is not None:
             scores["psnr_restarted"] = psnr(to_float(restarted[index]), to_float(truth))
             anew[f"{sequence.name}, begun anew"] = scores["psnr_restarted"][1:]
         rows = zip(*(values.tolist() for values in scores.values()), strict=True)
         write_table(folder / f"seq{sequence.name}.csv", tuple(scores),
                     [dict(zip(scores, row, strict=True)) for row in rows])
-        figures.side_by_side_gif(truth, video, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
+        video.side_by_side_gif(truth, clip, sequence.labels, folder / f"compare_seq{sequence.name}.gif", fps)
         summary = summaries[sequence.name] = summarise(scores)
         if restarted is not None:
             summary |= beside_restarted(scores["psnr"], scores["psnr_restarted"], settings["restart_every"])
-        curves[f"sequence {sequence.name}"] = scores["psnr"][1:]
+        lines[f"sequence {sequence.name}"] = scores["psnr"][1:]
         brightness[f"sequence {sequence.name}"] = scores["brightness_error"][1:]
         baselines.append(scores["psnr_repeat_first"][1:])
         print(f"sequence {sequence.name}: PSNR {summary['psnr']:.2f} dB (repeat the first frame "
@@ -236,8 +207,8 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
               f"{summary['ssim']:.4f}, brightness error {summary['brightness_error']:+.4f}; {describe_drift(summary)}")
     # One curve for all: each frame's mean over the sequences that are long enough.
     baseline = torch.nn.utils.rnn.pad_sequence(baselines, padding_value=torch.nan).nanmean(dim=1)
-    curves["repeat the first frame"] = baseline
-    figures.plot_psnr(curves | anew, folder / "psnr.png", "PSNR per frame, free-running", brightness)
+    lines["repeat the first frame"] = baseline
+    curves.plot_psnr(lines | anew, folder / "psnr.png", "PSNR per frame, free-running", brightness)
     mean = {name: sum(s[name] for s in summaries.values()) / len(summaries) for name in summaries[sequences[0].name]
             if all(name in s for s in summaries.values())}
     write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
@@ -343,11 +314,11 @@ def main(argv: list[str] | None = None) -> None:
         path.unlink()
     if args.split == "test":
         write_submission(videos, folder / "submission.csv")
-    for sequence, video in zip(sequences, videos, strict=True):
+    for sequence, clip in zip(sequences, videos, strict=True):
         if args.make_gif:
-            figures.write_gif(video, folder / f"pred_seq{sequence.name}.gif", args.fps)
+            video.write_gif(clip, folder / f"pred_seq{sequence.name}.gif", args.fps)
         if args.mp4:
-            figures.write_mp4(video, folder / f"pred_seq{sequence.name}.mp4", args.fps)
+            video.write_mp4(clip, folder / f"pred_seq{sequence.name}.mp4", args.fps)
     if truths is not None:
         settings = {"checkpoint": args.ckpt_path, "epochs": state.get("epoch"), "split": args.split,
                     "latent": args.latent, "seed": args.seed, "match_histogram": model.match_histogram}

@@ -27,36 +27,33 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader import ClipLoader, Clips, FrameCache, read_recording, read_validation, to_float
-from modules import checkpoint, figures
-from modules.average import WeightAverage
-from modules.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS, ON_DEVICE
-from modules.cvae import CVAE, DECODER_VARIANCES, FEEDS, clip_loss
-from modules.files import replacing
-from modules.interrupts import Interrupted, Interrupts
-from modules.metrics import psnr, repeat_first
-from modules.processes import Processes
-from modules.safeguard import Safeguard
+from dataloader import ClipLoader, Clips, read_recording, read_validation, to_float
+from modules.config.parser import ChoiceOrOff, FlagParser, folder_name, number
+from modules.data.frame_cache import FrameCache
+from modules.data.histogram import HISTOGRAM_REFERENCES
+from modules.evaluation.metrics import psnr, repeat_first
+from modules.network.cvae import CVAE, FEEDS
+from modules.objective import DECODER_VARIANCES, clip_loss
+from modules.plots import curves, video
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
-from modules.strategies import HISTOGRAM_REFERENCES, Replay
+from modules.training import checkpoint
+from modules.training.checkpoint import LARGEST_FRAME, LARGEST_NETWORK, NETWORK_FLAGS, ON_DEVICE, load_checkpoint
+from modules.training.distributed import DistributedContext
+from modules.training.ema import WeightAverage
+from modules.training.metric_log import METRICS, TIMING, MetricLog
+from modules.training.non_finite import NonFiniteStepGuard
+from modules.training.replay import Replay
+from modules.training.run_folder import check_run_folder, describe_run, hold_run_folder
+from modules.training.signals import StopSignals
 from utils import (
-    METRICS,
-    TIMING,
     BadInput,
-    ChoiceOrOff,
-    FlagParser,
-    MetricLog,
+    Interrupted,
     as_bad_input,
-    check_run_folder,
+    atomic_write,
     check_writable,
     compile_pays,
-    describe_run,
-    folder_name,
-    hold_run_folder,
-    load_checkpoint,
     make_deterministic,
     make_generators,
-    number,
     pick_device,
     pick_precision,
     progress_bar,
@@ -81,7 +78,7 @@ MEMORY_ADVICE = ("go on with --resume and a smaller --batch_size (or --train_vi_
 
 
 @dataclass
-class EpochUnderWay:
+class EpochProgress:
     """How far an epoch is: what it takes, besides the weights, to go on within it."""
     order: Tensor  # (clips,), the permutation in which the clips are seen
     forced: Tensor | None  # bool (1,), whether the epoch uses teacher forcing, where that is drawn once an epoch
@@ -106,8 +103,8 @@ class Trainer:
     BadInput : flags that no run can have; the message names them.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, processes: Processes | None = None):
-        self.args, self.device, self.processes = args, device, processes or Processes({})
+    def __init__(self, args: argparse.Namespace, device: torch.device, processes: DistributedContext | None = None):
+        self.args, self.device, self.processes = args, device, processes or DistributedContext({})
         if self.processes.count > args.batch_size:
             raise BadInput(f"--batch_size {args.batch_size}: fewer clips than the {self.processes.count} processes; "
                            "give at least one to each")
@@ -129,19 +126,19 @@ class Trainer:
         decay = args.weight_decay if args.weight_decay is not None else {"Adam": 0.0, "AdamW": 0.01}[args.optim]
         self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
                                                           fused=True)
-        self.safeguard = Safeguard(self.model, self.optimizer)
+        self.guard = NonFiniteStepGuard(self.model, self.optimizer)
         self.average = WeightAverage(self.model, args.ema)
         self.replay: Replay | None = None  # with --replay, once the frames are known
         self.forward = self.model
         self.generators = make_generators(args.seed, device)
         self.epoch = 0  # the epoch to be run next, or the one under way
-        self.under_way: EpochUnderWay | None = None
+        self.progress: EpochProgress | None = None
         self.best_psnr = -math.inf
         self.metrics: list[dict] = []
         self.timing: list[dict] = []
         self.validation: dict | None = None  # the latest result of validate()
         self.folder = Path(args.save_root)
-        self.interrupts: Interrupts | None = None  # while fit() runs
+        self.interrupts: StopSignals | None = None  # while fit() runs
         self.saved_at = time.monotonic()
 
     def _top_beta(self) -> float:
@@ -223,7 +220,7 @@ class Trainer:
         if not self.processes.is_alone:
             # Buffers need no exchange: training reads none of them, and the first process's are saved.
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
-        with Interrupts() as self.interrupts:
+        with StopSignals() as self.interrupts:
             log = None
             if self.processes.rank == 0:
                 place = self.device.type
@@ -251,7 +248,7 @@ class Trainer:
         args, epoch = self.args, self.epoch
         loader = self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
-        now = self.under_way = self._begin_epoch(len(loader.starts), ratio)
+        now = self.progress = self._begin_epoch(len(loader.starts), ratio)
         began, shown = time.perf_counter() - now.seconds, -math.inf
         share = self.processes.share(loader.batch_size)
         self.model.compiled_batch = share.stop - share.start  # the others, such as a smaller last one, run uncompiled
@@ -288,9 +285,9 @@ class Trainer:
         self.check_steps()  # this waits for the device: only now is the time that of the whole work
         now.seconds = time.perf_counter() - began
 
-    def _begin_epoch(self, clips: int, ratio: float) -> EpochUnderWay:
+    def _begin_epoch(self, clips: int, ratio: float) -> EpochProgress:
         """The state of the epoch that was interrupted, or of a new one."""
-        now = self.under_way
+        now = self.progress
         if now is not None and len(now.order) != clips:
             if self.processes.rank == 0:
                 print(f"epoch {self.epoch} starts again: it had {len(now.order)} clips and now has {clips}")
@@ -298,7 +295,7 @@ class Trainer:
         if now is None:
             order = torch.randperm(clips, generator=self.generators["order"])
             # Sums stay on the device: reading one in each step would make the host wait for it.
-            now = EpochUnderWay(order, None, torch.zeros(6, dtype=torch.float64, device=self.device))
+            now = EpochProgress(order, None, torch.zeros(6, dtype=torch.float64, device=self.device))
         if self.args.tf_draw != "epoch":
             now.forced = None
         elif now.forced is None:
@@ -307,14 +304,14 @@ class Trainer:
 
     def finish_epoch(self, log: MetricLog | None) -> None:
         """Validate, log, save and draw. With last.ckpt, which comes after the tables, the epoch is over."""
-        args, epoch, now = self.args, self.epoch, self.under_way
+        args, epoch, now = self.args, self.epoch, self.progress
         is_last = epoch + 1 == args.num_epoch
         is_save = is_last or epoch % args.per_save == 0
         is_validation = is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization)
         if self.processes.rank > 0:
             if is_validation:
                 self.wait_for_validation()
-            self.epoch, self.under_way = epoch + 1, None
+            self.epoch, self.progress = epoch + 1, None
             return
         with self.average.applied():
             self.estimate_statistics()
@@ -341,7 +338,7 @@ class Trainer:
         log.add(row, {"epoch": epoch, "train_seconds": round(now.seconds, 3),
                       "val_seconds": round(time.perf_counter() - began, 3),
                       "frames_per_second": round(now.clips * len(self.loader.window) / max(now.seconds, 1e-3), 1)})
-        self.epoch, self.under_way = epoch + 1, None
+        self.epoch, self.progress = epoch + 1, None
         if is_save:
             self.save(self.folder / f"epoch={epoch}.ckpt")
             if is_validation:
@@ -373,7 +370,7 @@ class Trainer:
         state = "the state"
         if self.processes.rank == 0 and not self.save_last():
             state += " before the latest steps, which were skipped"
-        now, where = self.under_way, f"before epoch {self.epoch}"
+        now, where = self.progress, f"before epoch {self.epoch}"
         if now is not None:
             where = f"in epoch {self.epoch} after {now.clips} of {len(now.order)} clips"
             if now.clips == len(now.order):
@@ -384,8 +381,8 @@ class Trainer:
 
     def check_steps(self) -> None:
         """BadInput: the latest steps were all skipped for bad numbers, or all of the epoch so far and it is over."""
-        skipped, *seen = self.safeguard.streak.tolist()
-        now = self.under_way
+        skipped, *seen = self.guard.streak.tolist()
+        now = self.progress
         none_counts = now.clips == len(now.order) and now.sums[4].item() == 0
         if skipped < SKIPPED_IN_A_ROW and not none_counts:
             return
@@ -429,7 +426,7 @@ class Trainer:
         """
         args, frames = self.args, batch.frames
         clips, share = len(forced), self.processes.share(len(forced))
-        self.safeguard.remember()
+        self.guard.remember()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # Every process draws the noise of the whole batch, so that it does not depend on how the batch is shared.
@@ -460,7 +457,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest_norm)
         with torch.no_grad():
             sums = self.processes.total(torch.stack([loss, mse, kl, quality]) * len(frames))
-            good = self.safeguard.step(sums[:3] / clips, norm)
+            good = self.guard.step(sums[:3] / clips, norm)
             self.average.update(good)
             if self.replay is not None and batch.index is not None:
                 self._remember(batch, predictions, good, clips)
@@ -547,27 +544,27 @@ class Trainer:
 
     def draw(self, folder: Path, log: MetricLog) -> None:
         """Write the figures of the run so far, and a picture for TensorBoard."""
-        figures.plot_losses(self.metrics, folder / "loss.png")
-        figures.plot_teacher_forcing(self.metrics, folder / "teacher_forcing.png")
+        curves.plot_losses(self.metrics, folder / "loss.png")
+        curves.plot_teacher_forcing(self.metrics, folder / "teacher_forcing.png")
         if self.validation is not None:
             self.draw_validation(folder)
             if self.args.store_visualization:
-                with replacing(folder / f"val_epoch={self.validation['epoch']}.gif") as temporary:
+                with atomic_write(folder / f"val_epoch={self.validation['epoch']}.gif") as temporary:
                     shutil.copyfile(folder / "val.gif", temporary)
             last = len(self.val_frames) - 1
             shown = torch.arange(last // 4, last + 1, max(last // 4, 1))
-            rows = [figures.tile(*clips)[0] for clips in zip(
+            rows = [video.tile(*clips)[0] for clips in zip(
                 self.val_frames[shown].cpu().split(1), self.validation["prediction"][shown].split(1),
                 self.val_labels[shown].cpu().split(1), strict=True)]
             log.add_picture(torch.cat(rows, dim=1), self.validation["epoch"])
 
     def draw_validation(self, folder: Path, prefix: str = "") -> None:
         """Write PSNR per frame and truth | prediction | pose of the latest validation."""
-        curves = {"prediction": self.validation["psnr_per_frame"],
+        lines = {"prediction": self.validation["psnr_per_frame"],
                   "repeat the first frame": psnr(repeat_first(self.val_frames), self.val_frames)[1:].cpu()}
         title = f"Validation, epoch {self.validation['epoch']}"
-        figures.plot_psnr(curves, folder / f"{prefix}psnr_per_frame.png", title)
-        figures.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(),
+        curves.plot_psnr(lines, folder / f"{prefix}psnr_per_frame.png", title)
+        video.side_by_side_gif(self.val_frames.cpu(), self.validation["prediction"], self.val_labels.cpu(),
                                  folder / f"{prefix}val.gif")
 
     def save(self, path: Path, with_replay: bool = False) -> None:
@@ -575,12 +572,12 @@ class Trainer:
 
         What --replay keeps is as large as the frames themselves, and nothing is lost for good without it.
         """
-        under_way = None
+        progress = None
         latest = self.average.latest()
         with self.average.applied():
-            if self.under_way is not None:
+            if self.progress is not None:
                 self.estimate_statistics()  # no effect on training, but the file can be tested as it is
-                under_way = vars(self.under_way) | {"sums": self.under_way.sums.cpu()}
+                progress = vars(self.progress) | {"sums": self.progress.sums.cpu()}
             model = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.check_state()
         checkpoint.save(path, {
@@ -592,7 +589,7 @@ class Trainer:
             "epoch": self.epoch, "best_psnr": self.best_psnr,
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "replay": vars(self.replay.to(torch.device("cpu"))) if with_replay and self.replay is not None else None,
-            "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "under_way": under_way})
+            "device": self.device.type, "metrics": self.metrics, "timing": self.timing, "progress": progress})
 
     def save_last(self) -> bool:
         """Replace last.ckpt, but not while steps are being skipped: the weights may be what makes the numbers bad.
@@ -600,7 +597,7 @@ class Trainer:
         A run that goes on from an older last.ckpt does the same steps once more, with the same outcome. Returns whether
         it was replaced.
         """
-        if self.safeguard.streak[0] > 0:
+        if self.guard.streak[0] > 0:
             return False
         self.save(self.folder / "last.ckpt", with_replay=True)
         self.saved_at = time.monotonic()
@@ -641,10 +638,10 @@ class Trainer:
         self.metrics, self.timing = [dict.fromkeys(METRICS) | row for row in state["metrics"]], state["timing"]
         if state.get("replay") is not None and self.args.replay:
             self.replay = Replay(**state["replay"])
-        if state.get("under_way") is not None:
-            self.under_way = EpochUnderWay(**{field.name: state["under_way"][field.name]
-                                              for field in fields(EpochUnderWay)})
-            self.under_way.sums = self.under_way.sums.clone(memory_format=torch.contiguous_format).to(self.device)
+        if state.get("progress") is not None:
+            self.progress = EpochProgress(**{field.name: state["progress"][field.name]
+                                              for field in fields(EpochProgress)})
+            self.progress.sums = self.progress.sums.clone(memory_format=torch.contiguous_format).to(self.device)
 
 
 def describe_epoch(row: dict, num_epoch: int) -> str:
@@ -920,7 +917,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     refuse_contradictions(args)
     with as_bad_input(ValueError):
-        processes = Processes()
+        processes = DistributedContext()
     with processes:
         if processes.rank == 0:
             lead(args, argv, processes)
@@ -932,7 +929,7 @@ def main(argv: list[str] | None = None) -> None:
             trainer.fit()
 
 
-def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes) -> None:
+def lead(args: argparse.Namespace, argv: list[str] | None, processes: DistributedContext) -> None:
     """What the first process does, the only one that reads and writes the run folder."""
     folder = Path(args.save_root)
     check_writable(folder)
@@ -982,7 +979,7 @@ def lead(args: argparse.Namespace, argv: list[str] | None, processes: Processes)
     print(f"{best}; checkpoints, curves and figures are in {folder}")
 
 
-def make_trainer(args: argparse.Namespace, state: dict | None, processes: Processes | None = None) -> Trainer:
+def make_trainer(args: argparse.Namespace, state: dict | None, processes: DistributedContext | None = None) -> Trainer:
     if args.deterministic:
         make_deterministic()
     trainer = Trainer(args, pick_device(args.device), processes)

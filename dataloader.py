@@ -6,7 +6,6 @@ The course's layout, DR being the dataset's root:
     DR/test/test_img/K/0.png     DR/test/test_label/K/N.png    for sequence K: its first frame, all its poses
 A file's name is a number, with or without a prefix such as "frame". A jump in the numbers is a cut of the recording.
 """
-import hashlib
 import os
 import re
 import warnings
@@ -21,9 +20,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from modules import frame_store
-from modules.strategies import crop, draw_windows
-from utils import BadInput, check_writable, progress_bar, tell
+from modules.data.augmentation import crop, draw_windows
+from modules.data.frame_cache import FrameCache
+from utils import BadInput, progress_bar
 
 # What Pillow finds odd about a damaged file: the refusal says it better, and filters cannot be changed by threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -126,72 +125,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-class FrameCache:
-    """The place of a dataset's decoded frames on disk, so that only the first start decodes them.
-
-    In root/.frame_cache or, where that cannot be written, in the user's cache folder.
-
-    Parameters
-    ----------
-    root : the dataset, or whatever else the folders of images lie in.
-    given : --cache_dir, in the stead of both; it may serve many datasets.
-    """
-
-    def __init__(self, root: Path, given: str | None = None):
-        self.root, self.given = root, given
-        path = os.path.realpath(root)
-        name = f"{os.path.basename(path)}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-        of_user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pose-video-prediction")
-        # The places in the order in which they are tried, each with the folder above it that holds nothing but caches.
-        if given is not None:
-            self.places = {Path(given, name): Path(given, name)}
-        else:
-            self.places = {root / ".frame_cache": root / ".frame_cache"}
-            if of_user.is_absolute():  # a user without a home has no such place
-                self.places[of_user / name] = of_user
-        self.has_written = self.has_told = False
-
-    def read(self, paths: list[Path], height: int, width: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The images of one folder, uint8 (N, 3, height, width): as they are kept, or else by ``decode``, and kept.
-
-        Raises
-        ------
-        BadInput : what ``decode`` raises, or they are to be kept in --cache_dir and it cannot be written.
-        """
-        try:
-            source = frame_store.describe(paths, height, width)
-        except OSError:  # decoding finds the words for it
-            return decode()
-        name = paths[0].parent.relative_to(self.root) / f"{height}x{width}.frames"
-        for place in self.places:
-            images = frame_store.read(place / name, source, (len(paths), 3, height, width))
-            if images is not None:
-                return images
-        if self.given is not None:
-            check_writable(Path(self.given), "--cache_dir")
-        images = decode()
-        self._write(name, source, images)
-        return images
-
-    def _write(self, name: Path, source: bytes, images: np.ndarray) -> None:
-        """Write to the first place that takes it. Where none does, say so once: the run has its frames all the same."""
-        refusals = []
-        for place, caches in self.places.items():
-            try:
-                frame_store.write(place / name, source, images)
-            except OSError as error:
-                refusals.append(f"{place}: {error.strerror}")
-                continue
-            if not self.has_written:
-                frame_store.delete_unused(caches)
-            self.has_written = True
-            return
-        if not self.has_told:
-            tell(f"{self.root}: the decoded frames cannot be kept ({'; '.join(refusals)}), so that each start decodes "
-                 "them again; name a folder for them with --cache_dir")
-        self.has_told = True
 
 
 def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str,

@@ -1,39 +1,31 @@
 """What Trainer and Tester share about a run: how it ends, flags, seeds, device, checkpoints, the run folder."""
-import argparse
 import contextlib
 import csv
 import ctypes
-import datetime
 import errno
 import io
 import json
 import os
-import platform
 import re
-import shlex
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
-import filelock
 import torch
 from tqdm import tqdm
 
-from modules import checkpoint
-from modules.files import replacing
-from modules.interrupts import Interrupted
-from modules.processes import Processes, is_first
+from modules.training.distributed import DistributedContext
 
-METRICS = ("epoch", "train_loss", "train_mse", "train_kl", "beta", "tfr", "tf_used", "lr", "skipped", "val_loss",
-           "val_psnr")
-TIMING = ("epoch", "train_seconds", "val_seconds", "frames_per_second")
+
+class Interrupted(Exception):
+    """A signal has ended the run, and its state is saved. ``number``: the signal's."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 class BadInput(Exception):
@@ -84,7 +76,7 @@ def _run(program: str, main: Callable[[], None], memory_advice: str) -> int:
             raise
         return _fail(program, f"out of memory; {memory_advice}")
     except Interrupted as error:
-        if is_first():  # all have stopped at the same place
+        if is_main_process():  # all have stopped at the same place
             tell(f"{program}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
@@ -100,7 +92,7 @@ def _fail(program: str, message: str) -> int:
 
 def tell(message: str) -> None:
     """Print a line on stderr."""
-    if not is_first():
+    if not is_main_process():
         # Mostly the first process has failed alike and says so; then torchrun ends this one while it waits.
         time.sleep(2)
         message = f"process {os.environ['RANK']}: {message}"
@@ -123,74 +115,12 @@ def as_bad_input(*errors: type[Exception]) -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
-# Flags
-
-class FlagParser(argparse.ArgumentParser):
-    """An ArgumentParser that also reads flags from ``@file`` (shell-like lines, # starts a comment).
-
-    Its complaint is BadInput, one sentence, without the usage above it.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(fromfile_prefix_chars="@", allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
-
-    def parse_known_args(self, *args, **kwargs):
-        try:
-            return super().parse_known_args(*args, **kwargs)
-        except ValueError as error:  # an @file with an open quotation, or one that is no text
-            self.error(f"the flags cannot be read from the @file ({error})")
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see --help")
-
-
-class ChoiceOrOff(argparse.Action):
-    """A flag with a choice, ``const`` where it is given alone; its other name, --no-FLAG, chooses "off"."""
-
-    def __init__(self, option_strings: list[str], dest: str, **kwargs):
-        super().__init__(option_strings, dest, nargs="?", **kwargs)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        is_off = option_string.startswith("--no-")
-        if is_off and values != self.const:
-            parser.error(f"{option_string} takes no value")
-        setattr(namespace, self.dest, "off" if is_off else values)
-
-
-def number(kind: type, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """An argparse type: an int or float within least..most (``above``: least itself is out)."""
-    bounds = f"{'above' if above else 'at least'} {least}" + ("" if most == float("inf") else f", at most {most}")
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            word = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {word}") from None
-        if not (value > least if above else value >= least) or not value <= most or abs(value) == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
-        return value
-
-    return parse
-
-
-def folder_name(text: str) -> str:
-    """An argparse type: a folder's name, which an unset shell variable leaves empty."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name of the folder is empty")
-    return text
-
-
 def progress_bar(*args, **kwargs) -> tqdm:
     """A tqdm bar that vanishes when it is done and is redrawn seldom where nobody watches (a log file).
 
     Of several processes the first shows one.
     """
-    return tqdm(*args, leave=False, disable=not is_first(), file=_Unfailing(sys.stderr),
+    return tqdm(*args, leave=False, disable=not is_main_process(), file=_Unfailing(sys.stderr),
                 mininterval=0.5 if sys.stderr.isatty() else 30, **kwargs)
 
 
@@ -212,6 +142,11 @@ class _Unfailing:
         return getattr(self.stream, name)
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and speaks to the user."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 # Device and randomness
 
 def pick_device(name: str | None) -> torch.device:
@@ -223,7 +158,7 @@ def pick_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: PyTorch sees no CUDA device on this machine; use --device cpu")
-    if name == "cuda" and (index := Processes().local_rank) > 0:
+    if name == "cuda" and (index := DistributedContext().local_rank) > 0:
         if index >= torch.cuda.device_count():
             raise BadInput(f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPU(s); start one process "
                            "for each, or give --device cpu")
@@ -304,6 +239,41 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
 
 # Files
 
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; what is written there takes its place once it is wholly on the disk.
+
+    A process that dies half way, or a machine that loses power, leaves the file that was there. What such a process
+    leaves besides is called ``.NAME.PROCESS.tmp``.
+
+    Raises
+    ------
+    OSError : the disk refuses; its filename is ``path``, which is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # not every system lets a folder be opened
+            _flush(path.parent, os.O_RDONLY)  # else the new name may be lost with the power
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(folder: Path, flag: str = "--save_root") -> None:
     """BadInput: ``folder`` cannot be written or created. It is not created yet: more may be refused.
 
@@ -318,177 +288,14 @@ def check_writable(folder: Path, flag: str = "--save_root") -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """Write rows as CSV. Numbers keep every digit; None and what a row lacks become an empty cell."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-# Checkpoints
-
-def load_checkpoint(path: Path) -> dict:
-    """``modules.checkpoint.read`` for a file that the user has named. BadInput: it cannot be used."""
-    try:
-        return checkpoint.read(path)
-    except ValueError as error:
-        raise BadInput(f"--ckpt_path {path}: {error}") from error
-
-
-# The run folder
-
-def describe_run(args: argparse.Namespace, previous: Path) -> dict:
-    """What a reader needs to repeat the run: command, flags, versions, git commit.
-
-    ``previous`` is the run's config.json so far, if any: its calls stay on record under "before".
-    """
-    before = []
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        earlier = json.loads(previous.read_text(encoding="utf-8"))
-        before = [*earlier.pop("before", []), earlier]
-    import numpy
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
-    return {"command": shlex.join(sys.argv), "flags": vars(args),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "numpy": numpy.__version__, "cuda": torch.version.cuda},
-            "commit": commit.stdout.strip() or None if commit else None, "before": before}
-
-
-# What a run writes: whatever else lies in its folder is not ours to delete.
-RUN_FILES = ("config.json", "metrics.csv", "timing.csv", "last.ckpt", "best.ckpt", "epoch=*.ckpt",
-             "psnr_best.csv", "psnr_epoch=*.csv", "events.out.tfevents.*")
-RUN_FIGURES = ("figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png", "figures/val.gif",
-               "figures/val_epoch=*.gif")
-
-
-def check_run_folder(args: argparse.Namespace) -> list[Path]:
-    """The files of another run that --overwrite allows to delete from --save_root; none for a new or continued run.
-
-    Raises
-    ------
-    BadInput : the folder holds a run that is not to be continued or overwritten.
-    """
-    folder = Path(args.save_root)
-    # Another checkpoint of this folder is older than its last epochs: continuing there would delete those.
-    continues = (args.ckpt_path and not args.finetune
-                 and Path(args.ckpt_path).resolve() == (folder / "last.ckpt").resolve())
-    if continues and args.overwrite:
-        raise BadInput(f"--overwrite deletes the run in {folder}, --ckpt_path continues it; give one of the two")
-    if continues or not any(path for pattern in RUN_FILES for path in folder.glob(pattern)):
-        return []
-    if args.resume and not args.ckpt_path and (folder / "last.ckpt").exists():
-        raise BadInput(f"--save_root {folder}: another run has begun there meanwhile; start again")
-    if args.resume and not args.ckpt_path:
-        raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; delete them with "
-                       "--overwrite, or choose another folder and, with --ckpt_path, another checkpoint")
-    if not args.overwrite:
-        raise BadInput(f"--save_root {folder} holds a run already; continue it with --resume, delete it with "
-                       "--overwrite, or choose another folder")
-    old = [path for pattern in RUN_FILES + RUN_FIGURES for path in folder.glob(pattern)]
-    if args.ckpt_path and Path(args.ckpt_path).resolve() in [path.resolve() for path in old]:
-        raise BadInput(f"--overwrite deletes the run in {folder}, and {args.ckpt_path} with it; choose another "
-                       "--save_root")
-    return old
-
-
-@contextlib.contextmanager
-def hold_run_folder(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to a run folder. The system lets go of it when the process dies, however it dies.
-
-    Raises
-    ------
-    BadInput : another process, which is named, holds it.
-    """
-    owner = folder / ".owner.json"
-    try:
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        name = "another process"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            first = json.loads(owner.read_text(encoding="utf-8"))
-            name = f"process {first['process']} on {first['host']}, since {first['since']}: {first['command']}"
-        raise BadInput(f"--save_root {folder} is in use ({name}); wait for that run, end it or choose another "
-                       "folder") from error
-    try:
-        # What a process that died has left; nobody else writes here now.
-        for temporary in (*folder.glob(".*.tmp"), *folder.glob("figures/.*.tmp")):
-            temporary.unlink(missing_ok=True)
-        write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
-                           "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds")})
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            owner.unlink(missing_ok=True)
-        lock.release()
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process holds a run folder."""
-    if not (folder / ".owner.json").exists() or not (folder / ".lock").exists():
-        return False
-    try:
-        # A process that was killed has left its name, but not the lock.
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
-    except OSError:  # another user's folder: take its word
-        return True
-
-
-class MetricLog:
-    """metrics.csv, timing.csv and TensorBoard events of a run.
-
-    The rows live in the checkpoint and the CSV files are written from them, so that whatever happens between
-    two epochs, a resumed run neither doubles nor loses a row.
-    """
-
-    def __init__(self, folder: Path, metrics: list[dict], timing: list[dict]):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only a training run pays for it
-        self.folder, self.metrics, self.timing = folder, metrics, timing
-        # Its thread would show a stack trace where the disk refuses; the next call raises the same error.
-        threading.excepthook = _quiet_about_disks
-        # Events of epochs that the checkpoint does not know were written by a process that died: hide them.
-        self.board = SummaryWriter(str(folder), purge_step=len(metrics))
-
-    def add(self, metrics: dict, timing: dict) -> None:
-        """Append one epoch's rows and show them in TensorBoard."""
-        self.metrics.append(metrics)
-        self.timing.append(timing)
-        with self._named_errors():
-            for name in METRICS[1:]:
-                if metrics[name] is not None:
-                    self.board.add_scalar(name.replace("_", "/", 1), metrics[name], metrics["epoch"])
-            self.board.add_scalar("speed/frames_per_second", timing["frames_per_second"], metrics["epoch"])
-
-    def add_picture(self, picture: torch.Tensor, epoch: int) -> None:
-        """Show a picture (3, H, W), uint8, in TensorBoard."""
-        with self._named_errors():
-            self.board.add_image("val/truth_prediction_pose", picture, epoch)
-
-    def write(self) -> None:
-        write_table(self.folder / "metrics.csv", METRICS, self.metrics)
-        write_table(self.folder / "timing.csv", TIMING, self.timing)
-        with self._named_errors():
-            self.board.flush()
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """What its thread has failed of, TensorBoard raises in the next call, and without the file's name."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.folder / "events.out.tfevents")) from error
-
-
-def _quiet_about_disks(args: threading.ExceptHookArgs) -> None:
-    if not isinstance(args.exc_value, OSError):
-        threading.__excepthook__(args)

@@ -17,9 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from modules import figures  # noqa: E402
+from modules.config.parser import FlagParser, folder_name, number  # noqa: E402
+from modules.plots import comparison  # noqa: E402
+from modules.training.run_folder import is_held  # noqa: E402
 from Trainer import WITHOUT_FLAG  # noqa: E402
-from utils import BadInput, FlagParser, check_writable, folder_name, is_held, number, run_main, tell  # noqa: E402
+from utils import BadInput, check_writable, run_main, tell  # noqa: E402
 
 # What runs must share for their numbers to mean the same: flags, and what differs if they differ.
 COMPARABLE = ((("train_vi_len",), "a training loss is a sum over a clip's frames: training loss, MSE and KL"),
@@ -202,7 +204,7 @@ def read_psnr(path: Path) -> tuple[int, list[float]] | None:
 
 
 def choose_moments(runs: list[Run], epochs: list[int]) -> tuple[dict[str, dict], list[str]]:
-    """What ``figures.compare_psnr_per_frame`` draws: the best epoch and the chosen ones, for all runs.
+    """What ``comparison.compare_psnr_per_frame`` draws: the best epoch and the chosen ones, for all runs.
 
     Returns
     -------
@@ -257,13 +259,13 @@ def draw(runs: list[Run], epochs: list[int], folder: Path) -> tuple[dict[str, Pa
     histories = {run.name: run.history for run in runs}
     paths = {"Validation PSNR": folder / "compare_psnr.png", "Losses": folder / "compare_losses.png",
              "KL weight and teacher forcing": folder / "compare_schedules.png"}
-    for plot, path in zip((figures.compare_quality, figures.compare_losses, figures.compare_schedules), paths.values(),
-                          strict=True):
+    plots = comparison.compare_quality, comparison.compare_losses, comparison.compare_schedules
+    for plot, path in zip(plots, paths.values(), strict=True):
         plot(histories, path)
     moments, notes = choose_moments(runs, epochs)
     if moments:
         paths["PSNR per frame"] = folder / "compare_psnr_per_frame.png"
-        figures.compare_psnr_per_frame(moments, paths["PSNR per frame"])
+        comparison.compare_psnr_per_frame(moments, paths["PSNR per frame"])
     else:
         (folder / "compare_psnr_per_frame.png").unlink(missing_ok=True)  # of other runs
         notes = ["no figure of PSNR per frame: no run has recorded it (psnr_best.csv, psnr_epoch=N.csv)"]
@@ -277,7 +279,7 @@ def score_table(runs: list[Run]) -> list[tuple[str, ...]]:
     """A row of texts for each run, with the columns of TABLE; the losses are the latest."""
     rows = []
     for run in runs:
-        top = figures.best(run.history, "val_psnr")
+        top = comparison.best(run.history, "val_psnr")
         losses = ["-" if (value := run.last(key)) is None else f"{value:.4g}" for key in ("train_loss", "val_loss")]
         rows.append((run.name, *((f"{top[1]:.2f} dB", str(top[0])) if top else ("-", "-")),
                      f"{run.done} of {'?' if run.planned is None else run.planned}", *losses, run.state))

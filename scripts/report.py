@@ -31,10 +31,10 @@ from compare_runs import (  # noqa: E402
     what_does_not_compare,
 )
 from dataloader import natural_order  # noqa: E402
-from modules import figures  # noqa: E402
-from modules.files import replacing  # noqa: E402
+from modules.config.parser import FlagParser  # noqa: E402
+from modules.plots import comparison, video  # noqa: E402
 from Trainer import CALL_FLAGS, WITHOUT_FLAG, make_parser  # noqa: E402
-from utils import BadInput, FlagParser, check_writable, run_main  # noqa: E402
+from utils import BadInput, atomic_write, check_writable, run_main  # noqa: E402
 
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of a call, which say nothing about the training
 RESULT_SCORES = {"psnr": "PSNR", "course_psnr": "PSNR, frames 1..600", "psnr_repeat_first": "repeat first frame",
@@ -70,7 +70,7 @@ def embed_plot(path: Path, alt: str) -> str:
 def embed_gif(path: Path, alt: str, caption: str, labelled: bool = True) -> str:
     """A GIF with its bytes in the page, small and enlarged by the browser, or a line that says why it is not there."""
     try:
-        content = figures.shrink_gif(path, labelled)
+        content = video.shrink_gif(path, labelled)
     except FileNotFoundError:
         return lines_of([f"{alt}: there is no {path.name} yet"])
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
@@ -105,7 +105,7 @@ def lines_of(notes: list[str]) -> str:
 def scores(runs: list[Run]) -> str:
     rows = []
     for index, (name, *cells, state) in enumerate(score_table(runs)):
-        color, style = figures.run_style(index)
+        color, style = comparison.run_style(index)
         line = f'<span class="line" style="border-top-style: {DRAWN_LINES[style]}; border-color: {color}"></span>'
         rows.append([line + escape(name), *map(escape, cells), f'<span class="whole">{escape(state)}</span>'])
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + what_does_not_compare(runs)
@@ -233,11 +233,11 @@ def result(folder: Path) -> str:
     pictures = []
     if (folder / "psnr.png").is_file():
         pictures.append(embed_plot(folder / "psnr.png", f"PSNR per frame of {shown}"))
-    for video in videos:
-        name = printable(video.stem.partition("_seq")[2])
-        labelled = video.name.startswith("compare")
+    for path in videos:
+        name = printable(path.stem.partition("_seq")[2])
+        labelled = path.name.startswith("compare")
         what = "truth, prediction, pose" if labelled else "prediction"
-        pictures.append(embed_gif(video, f"Sequence {name} of {shown}", f"sequence {name}: {what}", labelled))
+        pictures.append(embed_gif(path, f"Sequence {name} of {shown}", f"sequence {name}: {what}", labelled))
     return section(f"Generated: {shown}", *parts, '<div class="grid">', *pictures, "</div>")
 
 
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"--output {args.output} is there already and is no .html file; choose another name")
     check_writable(args.output.parent, "--output in")
     page = build(read_runs(args.runs, args.names), args.epochs, args.results, printable(args.title))
-    with replacing(args.output) as temporary:
+    with atomic_write(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, all in one file")
 

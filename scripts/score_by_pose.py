@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dataloader import FrameCache, read_test_sequences, read_validation
-from modules.metrics import drift
-from utils import BadInput, FlagParser, number, run_main
+from dataloader import read_test_sequences, read_validation  # noqa: E402
+from modules.config.parser import FlagParser, number  # noqa: E402
+from modules.data.frame_cache import FrameCache  # noqa: E402
+from modules.evaluation.metrics import drift  # noqa: E402
+from utils import BadInput, run_main  # noqa: E402
 
 GROUPS = ("all", "whole", "close", "leaving")
 BACKGROUND = 250  # pose images are white; their thin lines are paler where they were made smaller

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
-
 from dataloader import list_frames, natural_order, read_image  # noqa: E402
-from modules.metrics import SCORED_FRAMES, course_score, psnr, repeat_first  # noqa: E402
-from utils import BadInput, FlagParser, number, run_main, write_json  # noqa: E402
+from modules.config.parser import FlagParser, number  # noqa: E402
+from modules.evaluation.metrics import SCORED_FRAMES, course_score, psnr, repeat_first  # noqa: E402
+from utils import BadInput, run_main, write_json  # noqa: E402
 
 PUBLIC_SEQUENCES = 3
 SHORTEST_ROW, LONGEST_CELL = 1 << 16, 64  # bytes; a line is read up to a limit, whatever file is given

@@ -13,6 +13,7 @@ from PIL import Image
 
 import Tester
 import Trainer
+from modules.plots import curves, video
 from utils import run_main
 
 H, W = 8, 16
@@ -113,9 +114,14 @@ def refused(capsys) -> Callable[..., str]:
     return call
 
 
+def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
+    for module, names in ((curves, ("plot_losses", "plot_teacher_forcing", "plot_psnr")),
+                          (video, ("side_by_side_gif", "write_gif"))):
+        for name in names:
+            patch.setattr(module, name, lambda *args, **kwargs: None)
+
+
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
     """Leave out the plots and GIFs, which take longer than the tiny trainings."""
-    for module in (Trainer, Tester):
-        for name in ("plot_losses", "plot_teacher_forcing", "plot_psnr", "side_by_side_gif", "write_gif"):
-            monkeypatch.setattr(module.figures, name, lambda *args, **kwargs: None)
+    leave_out_figures(monkeypatch)

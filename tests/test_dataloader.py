@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRAIN_FRAMES, H, W, contents, make_video, write_pngs, write_sequence, write_split
 from PIL import Image
 from torchvision.transforms import Resize
 
@@ -22,7 +21,8 @@ import dataloader
 import score_submission
 import Tester
 import Trainer
-from modules.metrics import course_score, psnr, repeat_first
+from conftest import TINY, TRAIN_FRAMES, H, W, contents, make_video, write_pngs, write_sequence, write_split
+from modules.evaluation.metrics import course_score, psnr, repeat_first
 from utils import BadInput
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, VAL_FRAMES, H, W, contents, make_video, read_csv, write_pngs, write_sequence
 from PIL import Image
 
 import Tester
-from modules.checkpoint import NETWORK_FLAGS, save
-from modules.cvae import CVAE
-from modules.metrics import course_score
+from conftest import NETWORK, VAL_FRAMES, H, W, contents, make_video, read_csv, write_pngs, write_sequence
+from modules.evaluation.metrics import course_score
+from modules.network.cvae import CVAE
+from modules.training.checkpoint import NETWORK_FLAGS, save
 
 LENGTHS = {"0": 5, "1": 7, "2": 4, "10": 5}  # of the sequences of the tiny dataset
 FLAGS = ["--any_size", "--no-make_gif", "--device", "cpu", "--num_workers", "1", "--no-cache"]

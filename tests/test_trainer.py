@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRAIN_FRAMES, contents, make_video, read_csv, write_pngs
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import Tester
 import Trainer
-import utils
+from conftest import TINY, TRAIN_FRAMES, contents, make_video, read_csv, write_pngs
 from dataloader import Clips
-from modules.strategies import Replay
+from modules.training.metric_log import METRICS, TIMING
+from modules.training.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,7 +127,7 @@ def test_a_run_folder_holds_everything(whole_run, data):
     assert set(config) == {"command", "flags", "versions", "commit", "before"}
     assert config["flags"]["DR"] == str(data) and config["flags"]["F_dim"] == 8
     assert config["versions"]["torch"] == torch.__version__
-    for name, columns in (("metrics.csv", utils.METRICS), ("timing.csv", utils.TIMING)):
+    for name, columns in (("metrics.csv", METRICS), ("timing.csv", TIMING)):
         rows = read_csv(whole_run / name)
         assert tuple(rows[0]) == columns and [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
     assert same_weights(whole_run / "last.ckpt", whole_run / "epoch=3.ckpt")
@@ -139,7 +139,7 @@ def test_tensorboard_shows_the_numbers_of_the_table(whole_run):
     events = EventAccumulator(str(whole_run))
     events.Reload()
     shown = set(events.Tags()["scalars"])
-    for name in utils.METRICS[1:]:
+    for name in METRICS[1:]:
         tag = name.replace("_", "/", 1)
         shown.remove(tag)
         expected = [(int(row["epoch"]), float(row[name])) for row in read_csv(whole_run / "metrics.csv")]
@@ -831,8 +831,8 @@ def test_pictures_bear_the_epoch_that_they_show(data, tmp_path, no_figures, monk
     titles = []
     for run in ("run", "all"):
         (tmp_path / run / "figures").mkdir(parents=True)
-    monkeypatch.setattr(Trainer.figures, "plot_psnr", lambda curves, path, title: titles.append(title))
-    monkeypatch.setattr(Trainer.figures, "side_by_side_gif", lambda *args: args[-1].touch())
+    monkeypatch.setattr(Trainer.curves, "plot_psnr", lambda curves, path, title: titles.append(title))
+    monkeypatch.setattr(Trainer.video, "side_by_side_gif", lambda *args: args[-1].touch())
     train(data, tmp_path / "run", "--num_epoch", 4, "--val_every", 3, "--per_save", 2)
     assert titles == ["Validation, epoch 0", "Validation, epoch 0", "Validation, epoch 3"]
     train(data, tmp_path / "all", "--num_epoch", 4, "--val_every", 3, "--per_save", 2, "--store_visualization")

@@ -7,9 +7,11 @@ import os
 
 import pytest
 import torch
-from conftest import read_csv
 
 import utils
+from conftest import read_csv
+from modules.config.parser import FlagParser, number
+from modules.training import metric_log
 from utils import BadInput
 
 # Exit codes
@@ -39,9 +41,9 @@ def test_only_the_named_errors_become_bad_input():
 
 @pytest.fixture
 def parser():
-    parser = utils.FlagParser(prog="P.py")
-    parser.add_argument("--count", type=utils.number(int, 1, 5), default=2)
-    parser.add_argument("--share", type=utils.number(float, 0, 1, above=True), default=1.0)
+    parser = FlagParser(prog="P.py")
+    parser.add_argument("--count", type=number(int, 1, 5), default=2)
+    parser.add_argument("--share", type=number(float, 0, 1, above=True), default=1.0)
     parser.add_argument("--name")
     return parser
 
@@ -83,7 +85,7 @@ def test_bounds_belong_to_the_range(parser):
     assert parser.parse_args(["--count", "1", "--share", "1"]).count == 1
     assert parser.parse_args(["--count", "5", "--share", "1e-9"]).share == 1e-9
     with pytest.raises(Exception, match="out of range"):
-        utils.number(float, 0)("inf")
+        number(float, 0)("inf")
 
 
 # Device and randomness
@@ -133,11 +135,11 @@ def test_tables_keep_every_digit(tmp_path):
 # The log
 
 def test_the_log_writes_its_rows_and_hides_events_of_a_process_that_died(tmp_path):
-    first = dict.fromkeys(utils.METRICS, 0.5) | {"epoch": 0, "val_loss": None}
-    log = utils.MetricLog(tmp_path, [], [])
+    first = dict.fromkeys(metric_log.METRICS, 0.5) | {"epoch": 0, "val_loss": None}
+    log = metric_log.MetricLog(tmp_path, [], [])
     log.add(first, {"epoch": 0, "train_seconds": 1.0, "val_seconds": 2.0, "frames_per_second": 3.0})
     log.write()
-    assert list(read_csv(tmp_path / "metrics.csv")[0]) == list(utils.METRICS)
+    assert list(read_csv(tmp_path / "metrics.csv")[0]) == list(metric_log.METRICS)
     assert read_csv(tmp_path / "metrics.csv")[0]["val_loss"] == ""
     assert read_csv(tmp_path / "timing.csv") == [
         {"epoch": "0", "train_seconds": "1.0", "val_seconds": "2.0", "frames_per_second": "3.0"}]
@@ -147,13 +149,13 @@ def test_the_log_writes_its_rows_and_hides_events_of_a_process_that_died(tmp_pat
 
 
 def test_events_that_the_disk_refuses_are_one_error_with_a_name(tmp_path, monkeypatch, capfd):
-    log = utils.MetricLog(tmp_path, [], [])
+    log = metric_log.MetricLog(tmp_path, [], [])
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    row = dict.fromkeys(utils.METRICS, 0.5) | {"epoch": 0}
+    row = dict.fromkeys(metric_log.METRICS, 0.5) | {"epoch": 0}
     with pytest.raises(OSError) as error:
         log.add(row, {"epoch": 0, "train_seconds": 1.0, "val_seconds": 2.0, "frames_per_second": 3.0})
         log.write()

@@ -1,0 +1,62 @@
+"""Checkpoints of the course's own template, read into this network."""
+from torch import Tensor
+
+PARTS = {"frame_transformation": "frame_encoder", "label_transformation": "label_encoder",
+         "Gaussian_Predictor": "gaussian_predictor", "Decoder_Fusion": "decoder_fusion", "Generator": "generator"}
+FRAME_SIZE = [32, 64]  # the course's; its checkpoints do not hold one
+
+# Where each size can be read: a weight's name, its dimension, and what the size has to be multiplied with.
+SIZES = {"F_dim": ("frame_transformation.6.weight", 1), "L_dim": ("label_transformation.4.conv2.weight", 1),
+         "N_dim": ("Gaussian_Predictor.6.weight", 2), "D_out_dim": ("Decoder_Fusion.5.weight", 1)}
+
+
+def is_template_checkpoint(content: object) -> bool:
+    """Whether a file's content has the form that the template saves."""
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    return isinstance(weights, dict) and any(str(name).split(".")[0] in PARTS for name in weights)
+
+
+def convert_template_checkpoint(content: dict) -> dict:
+    """The template's checkpoint as one of this product that holds weights only.
+
+    The template computes without the last activation, and with slope 1.0, that is none, where it writes
+    ``LeakyReLU(True)``: after the label encoder's BatchNorm and before the Gaussian predictor's last convolution. Its
+    "optimizer" is the model's state once more, so there is no training state to go on with.
+
+    Parameters
+    ----------
+    content : "state_dict" and, perhaps, "last_epoch", "lr" and "tfr".
+
+    Returns
+    -------
+    model, network, frame_size, flags as a checkpoint of Trainer.py has them; epoch : trained epochs or None;
+    recognised : a sentence about what was found.
+
+    Raises
+    ------
+    ValueError : a weight that tells a size of the network is missing.
+    """
+    weights = content["state_dict"]
+    network = {}
+    for size, (name, times) in SIZES.items():
+        weight = weights.get(name)
+        if not isinstance(weight, Tensor) or weight.dim() != 4 or len(weight) % times:
+            raise ValueError(f"it looks like one of the course's template, but {name} is missing or no convolution")
+        network[size] = len(weight) // times
+    network |= {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous"}
+
+    model = {}
+    for name, weight in weights.items():
+        part, _, inner = str(name).partition(".")
+        model[f"{PARTS.get(part, part)}.{inner}"] = weight
+    found = [f"{flag} {value}" for flag, value in network.items() if flag in SIZES]
+    last = content.get("last_epoch")
+    if type(last) is int and 0 <= last < 10**9:
+        found.append(f"last epoch {last}")
+    else:
+        last = None
+    found += [f"{key} {content[key]:g}" for key in ("lr", "tfr") if type(content.get(key)) is float]
+    recognised = (f"a checkpoint of the course's template ({', '.join(found)}): weights only, linear output, slope 1.0 "
+                  "where the template writes LeakyReLU(True)")
+    return {"model": model, "network": network, "frame_size": FRAME_SIZE, "flags": network,
+            "epoch": None if last is None else last + 1, "recognised": recognised}

@@ -1,0 +1,71 @@
+"""Scores by where the person is: the groups, their means, what is refused.
+
+    python -m pytest tests/test_score_by_pose.py
+"""
+import json
+
+import pytest
+import torch
+
+from conftest import H, W, write_sequence
+from scripts import score_by_pose
+from scripts.score_by_pose import group_poses
+from utils import BadInput, write_table
+
+
+def poses(*boxes) -> torch.Tensor:
+    """White pictures of 10 x 20 with a black box (top, left, bottom, right) each; None for no pose."""
+    labels = torch.full((len(boxes), 3, 10, 20), 255, dtype=torch.uint8)
+    for label, box in zip(labels, boxes, strict=True):
+        if box is not None:
+            label[:, box[0]:box[2], box[1]:box[3]] = 0
+    return labels
+
+
+def test_each_frame_is_in_one_group():
+    labels = poses((3, 5, 8, 7), (0, 5, 10, 7), (2, 5, 10, 7), (0, 0, 10, 4), (3, 18, 8, 20), None)
+    groups = group_poses(labels, 0.8)
+    assert {name: frames.nonzero().flatten().tolist() for name, frames in groups.items()} == {
+        "all": [0, 1, 2, 3, 4, 5], "whole": [0, 2], "close": [1], "leaving": [3, 4, 5]}
+    pale = poses((0, 5, 10, 7))
+    pale[pale == 0] = 245  # a thin line in a picture that was made smaller
+    assert group_poses(pale, 0.8)["close"].item()
+
+
+@pytest.fixture
+def result(tmp_path):
+    """Scores of a sequence of four frames, the poses of which are a bar from top to bottom, and their dataset."""
+    folder = tmp_path / "result"
+    folder.mkdir()
+    write_sequence(tmp_path / "data", "0", 4, seed=1)
+    (folder / "summary.json").write_text(json.dumps({"split": "test"}))
+    rows = [{"frame": frame, "psnr": value, "brightness_error": value / 100}
+            for frame, value in enumerate((100.0, 30.0, 20.0, 10.0))]
+    write_table(folder / "seq0.csv", ("frame", "psnr", "brightness_error"), rows)
+    return folder
+
+
+def call(result, *flags):
+    score_by_pose.main([str(result), "--DR", str(result.parent / "data"), "--frame_H", str(H), "--frame_W", str(W),
+                        "--no-cache", *flags])
+
+
+def test_means_leave_out_the_given_frame(result, capsys):
+    call(result)
+    rows = {line.split()[1]: line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert rows["all"] == ["3", "20.00", "+0.2000", "-6000.00"]
+    assert sum(int(rows[group][0]) for group in ("whole", "close", "leaving")) == 3
+    assert rows["whole"] == ["0", "-", "-"]  # the tiny dataset's poses have a black background: none is whole
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda folder: (folder / "summary.json").unlink(), "no scores of Tester.py"),
+    (lambda folder: (folder / "summary.json").write_text("{"), "damaged"),
+    (lambda folder: (folder / "seq0.csv").unlink(), "do not belong together"),
+    (lambda folder: (folder / "summary.json").write_text('{"split": "val"}'), "do not belong together"),
+    (lambda folder: (folder / "seq0.csv").rename(folder / "seq7.csv"), "sequence 7 is not that of --DR"),
+    (lambda folder: (folder / "seq0.csv").write_text("frame,psnr\n0,1\n"), "damaged")])
+def test_what_is_no_result_is_refused(damage, words, result):
+    damage(result)
+    with pytest.raises(BadInput, match=words):
+        call(result)
