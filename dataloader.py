@@ -1,14 +1,16 @@
-"""PNG folders -> uint8 frame store, kept on disk -> clips.
+"""The dataset on disk -> uint8 frames -> training clips.
 
-The course's layout, DR being the dataset's root:
+The course's layout, with DR the root of the dataset:
     DR/train/train_img/N.png     DR/train/train_label/N.png    frames and their pose images
     DR/val/val_img/N.png         DR/val/val_label/N.png
-    DR/test/test_img/K/0.png     DR/test/test_label/K/N.png    for sequence K: its first frame, all its poses
-A file's name is a number, with or without a prefix such as "frame". A jump in the numbers is a cut of the recording.
+    DR/test/test_img/K/0.png     DR/test/test_label/K/N.png    for sequence K: its first frame and all poses
+A file name is a number, optionally after a prefix such as "frame". A jump in the numbers is a cut in the recording; the
+frames between two cuts are a segment.
 """
+import argparse
 import os
 import re
-import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,22 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from modules.data import image_file
 from modules.data.augmentation import crop, draw_windows
 from modules.data.frame_cache import FrameCache
-from utils import BadInput, progress_bar
-
-# What Pillow finds odd about a damaged file: the refusal says it better, and filters cannot be changed by threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+from utils import BadInput, as_bad_input, check_writable, progress_bar
 
 FRAME_NAME = re.compile(r"\D*(\d+)\.png", re.IGNORECASE)
 
 
 @dataclass
 class Recording:
-    """Frames and pose images of one recording, in the order of their numbers.
+    """Frames and pose images of a recording, in numeric order.
 
     frames, labels : uint8 (N, 3, H, W); numbers : int64 (N,), strictly increasing.
     """
@@ -40,16 +39,25 @@ class Recording:
     labels: Tensor
     numbers: Tensor
 
-    def first(self, count: int) -> "Recording":
+    def head(self, count: int) -> "Recording":
+        """The first ``count`` frames."""
         return Recording(self.frames[:count], self.labels[:count], self.numbers[:count])
 
     def to(self, device: torch.device) -> "Recording":
+        """The recording with frames and labels on ``device``; the numbers stay on the CPU."""
         return Recording(self.frames.to(device), self.labels.to(device), self.numbers)
+
+    def checksum(self) -> int:
+        """CRC-32 of shape, frames, labels and numbers: equal for equal datasets."""
+        crc = zlib.crc32(repr(tuple(self.frames.shape)).encode())
+        for part in (self.frames, self.labels, self.numbers):
+            crc = zlib.crc32(part.cpu().contiguous().numpy(), crc)
+        return crc
 
 
 @dataclass
 class GivenSequence:
-    """A sequence to generate. first_frame: uint8 (3, H, W); labels: uint8 (T, 3, H, W), the first never used."""
+    """A sequence to generate. first_frame: uint8 (3, H, W); labels: uint8 (T, 3, H, W), labels[0] is never used."""
     name: str
     first_frame: Tensor
     labels: Tensor
@@ -57,92 +65,62 @@ class GivenSequence:
 
 
 def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
-    """The PNG files of a folder by their number, in numeric order. Hidden files and other file types are passed over.
+    """The PNG files of a folder by number, in numeric order. Hidden files and other file types are ignored.
 
-    ``flag`` is the flag that led to the folder, for the message.
+    ``flag`` is the flag that named the folder, for the error message.
 
     Raises
     ------
-    BadInput : no such folder, no PNG in it, a PNG without a number, or two with the same number.
+    BadInput : no such folder, no PNG file in it, a PNG file without a number, or two with the same number.
     """
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: there is no such folder; point {flag} at data in the layout that the README shows")
+    _check_folder(folder, flag)
     frames: dict[int, Path] = {}
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") or not name.lower().endswith(".png"):
             continue
         path, match = folder / name, FRAME_NAME.fullmatch(name)
         if not match:
-            raise BadInput(f"{path}: the name is not a number with or without a prefix; rename or remove the file")
-        frame = int(match[1])
-        if frame >= 2**63:
-            raise BadInput(f"{path}: its number is too large; rename the file")
-        if frame in frames:
-            raise BadInput(f"{path}: {frames[frame].name} has the same number {frame}; remove one of the two")
-        frames[frame] = path
+            raise BadInput(f"{path}: the name is not a number with an optional prefix; rename or remove the file")
+        number = int(match[1])
+        if number >= 2**63:
+            raise BadInput(f"{path}: the number is too large; rename the file")
+        if number in frames:
+            raise BadInput(f"{path}: {frames[number].name} has the same number {number}; remove one of them")
+        frames[number] = path
     if not frames:
-        raise BadInput(f"{folder}: there is no PNG file in this folder; put the frames N.png there")
+        raise BadInput(f"{folder}: no PNG file in this folder; put the frames N.png there")
     return dict(sorted(frames.items()))
 
 
+def _check_folder(folder: Path, flag: str = "--DR") -> None:
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; point {flag} at a dataset in the layout that the README shows")
+
+
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    """One PNG (or JPEG) file as uint8 (height, width, 3), resized as torchvision's Resize does it on a PIL image.
-
-    Palettes and grey become RGB; 16 bits a channel become 8, the upper ones.
-
-    Raises
-    ------
-    BadInput : the file is missing, no such image, cut off, transparent anywhere, or claims an absurd size.
-    """
-    try:
-        # Not by the name, and no other formats: Pillow would even hand some files to programs that run them.
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError  # Pillow itself only warns until twice as many
-            image = _to_rgb(image)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise BadInput(f"{path}: it claims more than {Image.MAX_IMAGE_PIXELS:,} pixels; replace the file") from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise BadInput(f"{path}: it cannot be read ({error.strerror}); add it or mend its permissions") from error
-    except UnidentifiedImageError as error:
-        raise BadInput(f"{path}: this is not a PNG image, whatever its name says; replace or remove it") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes make the decoder raise whatever it meets
-        raise BadInput(f"{path}: the image is damaged or cut off ({' '.join(str(error).split())[:80]}); replace or "
-                       "remove the file") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-        raise BadInput("it has transparent pixels, and what is to be seen through them is unknown; save it without "
-                       "transparency")
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    """Same as :func:`modules.data.image_file.read`, but raises BadInput."""
+    with as_bad_input():
+        return image_file.read(path, height, width)
 
 
 def read_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str,
                 cache: FrameCache | None = None) -> Tensor:
-    """Image files of one folder as uint8 (N, 3, height, width): from the cache, or decoded (and kept there).
+    """The image files of one folder as uint8 (N, 3, height, width), from the cache or decoded and then cached.
 
     Raises
     ------
     BadInput : a file cannot be read, or --cache_dir cannot be written; the message names it.
     """
     def decode() -> np.ndarray:
+        if cache is not None and cache.folder is not None:
+            check_writable(cache.folder, "--cache_dir")
         return decode_images(paths, height, width, num_workers, desc)
 
     return torch.from_numpy(decode() if cache is None else cache.read(paths, height, width, decode))
 
 
 def decode_images(paths: list[Path], height: int, width: int, num_workers: int, desc: str) -> np.ndarray:
-    """Image files as uint8 (N, 3, height, width), decoded in parallel under a progress bar.
+    """Decode image files in parallel into uint8 (N, 3, height, width), with a progress bar.
 
     Raises
     ------
@@ -153,7 +131,7 @@ def decode_images(paths: list[Path], height: int, width: int, num_workers: int, 
     def read(index: int) -> None:
         images[index] = read_image(paths[index], height, width).transpose(2, 0, 1)
 
-    # Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
+    # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     pool = ThreadPoolExecutor(max(num_workers, 1))
     try:
         for _ in progress_bar(pool.map(read, range(len(paths))), desc, len(paths), unit="image"):
@@ -165,20 +143,18 @@ def decode_images(paths: list[Path], height: int, width: int, num_workers: int, 
 
 def read_recording(root: Path, split: str, height: int, width: int, num_workers: int,
                    cache: FrameCache | None = None) -> Recording:
-    """The recording root/SPLIT/SPLIT_img with its poses in SPLIT_label ("train" or "val"), paired by number.
+    """Read root/SPLIT/SPLIT_img and the poses in SPLIT_label, paired by number. ``split``: "train" or "val".
 
     Raises
     ------
-    BadInput : a folder is missing or empty, a frame lacks its pose or the reverse, or a file cannot be read.
+    BadInput : a folder is missing or empty, a frame has no pose or vice versa, or a file cannot be read.
     """
-    frames = list_frames(root / split / f"{split}_img")
-    labels = list_frames(root / split / f"{split}_label")
-    for frame in sorted(frames.keys() ^ labels.keys()):
-        if frame in frames:
-            raise BadInput(f"{frames[frame]}: its pose is missing in {root / split / f'{split}_label'}; add it or "
-                           "remove the frame")
-        raise BadInput(f"{labels[frame]}: its frame is missing in {root / split / f'{split}_img'}; add it or remove "
-                       "the pose")
+    folders = root / split / f"{split}_img", root / split / f"{split}_label"
+    frames, labels = map(list_frames, folders)
+    for number in sorted(frames.keys() ^ labels.keys()):
+        if number in frames:
+            raise BadInput(f"{frames[number]}: its pose is missing in {folders[1]}; add it or remove the frame")
+        raise BadInput(f"{labels[number]}: its frame is missing in {folders[0]}; add it or remove the pose")
     return Recording(read_images(list(frames.values()), height, width, num_workers, f"{split} frames", cache),
                      read_images(list(labels.values()), height, width, num_workers, f"{split} poses", cache),
                      torch.tensor(list(frames)))
@@ -186,53 +162,56 @@ def read_recording(root: Path, split: str, height: int, width: int, num_workers:
 
 def read_validation(root: Path, length: int, height: int, width: int, num_workers: int,
                     cache: FrameCache | None = None) -> Recording:
-    """The first ``length`` frames of root/val. BadInput: too few of them, or a jump in their numbering."""
+    """Read the first ``length`` frames of root/val.
+
+    Raises
+    ------
+    BadInput : there are fewer frames, their numbers jump, or see :func:`read_recording`.
+    """
     recording = read_recording(root, "val", height, width, num_workers, cache)
-    if len(recording.numbers) < length:
-        raise BadInput(f"{root / 'val'} has {len(recording.numbers)} frames, fewer than --val_vi_len {length}; give "
-                       f"more frames or --val_vi_len {len(recording.numbers)}")
-    recording = recording.first(length)
-    jumps = (recording.numbers.diff() != 1).nonzero().flatten()
-    if len(jumps):
-        at = int(jumps[0])
-        raise BadInput(f"{root / 'val'}: the numbering jumps from {int(recording.numbers[at])} to "
-                       f"{int(recording.numbers[at + 1])}, so these frames are no single video; add the missing frames "
-                       f"or give --val_vi_len {at + 1}")
+    count = len(recording.numbers)
+    if count < length:
+        raise BadInput(f"{root / 'val'} has {count} frames, fewer than --val_vi_len {length}; add frames or use "
+                       f"--val_vi_len {count}")
+    recording = recording.head(length)
+    end = int(segments(recording.numbers)[1])
+    if end < length:
+        raise BadInput(f"{root / 'val'}: the numbers jump from {int(recording.numbers[end - 1])} to "
+                       f"{int(recording.numbers[end])}, so these frames are not one video; add the missing frames or "
+                       f"use --val_vi_len {end}")
     return recording
 
 
 def read_test_sequences(root: Path, height: int, width: int, num_workers: int,
                         cache: FrameCache | None = None) -> list[GivenSequence]:
-    """The test sequences in the numeric order of their folders.
+    """Read the test sequences, in the numeric order of their folders.
 
-    The lowest number in test_img/K is the given first frame; the poses of all frames after it must follow without
-    a gap. The pose of the first frame itself may be missing, nothing uses it.
+    The lowest number in test_img/K is the given first frame. The poses of all later frames must follow without a gap;
+    that of the first frame is not needed.
 
     Raises
     ------
     BadInput : a folder is missing or empty, a first frame or a pose is missing, or a file cannot be read.
     """
     images, poses = root / "test" / "test_img", root / "test" / "test_label"
+    names = {}
     for folder in (images, poses):
-        if not folder.is_dir():
-            raise BadInput(f"{folder}: there is no such folder; point --DR at a dataset in the layout that the README "
-                           "shows")
-    names = {folder: {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-             for folder in (images, poses)}
+        _check_folder(folder)
+        names[folder] = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     for name in sorted(names[images] ^ names[poses]):
-        here, there = (images, poses) if name in names[images] else (poses, images)
-        raise BadInput(f"{there / name}: this folder is missing, but {here / name} is there; add or remove one")
+        present, missing = (images, poses) if name in names[images] else (poses, images)
+        raise BadInput(f"{missing / name}: this folder is missing, but {present / name} exists; add or remove one")
     if not names[images]:
-        raise BadInput(f"{images}: there is no sequence in this folder; put each into a folder K/")
+        raise BadInput(f"{images}: no sequence in this folder; put each into a folder K/")
 
     sequences = []
     for name in sorted(names[images], key=natural_order):
         first, path = next(iter(list_frames(images / name).items()))
-        labels = {frame: label for frame, label in list_frames(poses / name).items() if frame >= first}
+        labels = {number: label for number, label in list_frames(poses / name).items() if number >= first}
         labels.setdefault(first, labels.get(first + 1, path))
-        for frame in range(first, max(*labels, first + 1) + 1):
-            if frame not in labels:
-                raise BadInput(f"{poses / name}: the pose of frame {frame} is missing; add {frame}.png")
+        for number in range(first, max(*labels, first + 1) + 1):
+            if number not in labels:
+                raise BadInput(f"{poses / name}: the pose of frame {number} is missing; add {number}.png")
         numbers = sorted(labels)
         frame = read_images([path], height, width, 1, f"test {name}")[0]
         stack = read_images([labels[n] for n in numbers], height, width, num_workers, f"test {name} poses", cache)
@@ -241,112 +220,166 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int,
 
 
 def natural_order(name: str) -> list:
-    """Sort key that orders by the numbers in a name: 2 before 10."""
+    """Sort key that orders names by the numbers in them: 2 before 10."""
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def stretches(numbers: Tensor) -> Tensor:
-    """Where the stretches begin that no jump in the numbers cuts, and the last one's end: (stretches + 1,) int64."""
+def segments(numbers: Tensor) -> Tensor:
+    """Bounds of the segments, which the jumps in the numbers (N,) separate: segment i is bounds[i]..bounds[i + 1] - 1.
+
+    Returns
+    -------
+    (segments + 1,) int64, from 0 to N.
+    """
     cuts = (numbers.diff() != 1).nonzero().flatten() + 1
     return torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(numbers))])
 
 
 def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
-    """Positions at which clips start, ``stride`` frames apart, such that no clip runs across a jump in the numbers.
+    """Positions at which clips of ``length`` frames start, such that no clip crosses a jump in the numbers.
 
     Parameters
     ----------
     numbers : (N,) int, strictly increasing.
-    length : frames of a clip. stride : frames between clip starts, counted anew after each jump.
+    length : frames per clip. stride : frames between clip starts, counted from the start of each segment.
 
     Returns
     -------
     (clips,) int64, each in 0..N - length.
     """
-    bounds = stretches(numbers).tolist()
+    bounds = segments(numbers).tolist()
     return torch.cat([torch.arange(begin, max(end - length + 1, begin), stride)
                       for begin, end in zip(bounds[:-1], bounds[1:], strict=True)])
 
 
 class Clips(NamedTuple):
-    """A batch of training clips, or a process's share of one."""
+    """A batch of training clips, or the shard of one that a process trains on."""
     frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
-    labels: Tensor  # the same, the pose images
-    index: Tensor | None = None  # int64 (B, T), which frames of the recording they are
-    is_whole: Tensor | None = None  # bool (B,), whether a clip is shown as it is, not a window of it
-    reference: Tensor | None = None  # (B, 3, H, W) in [0, 1], another frame, seen through the clip's window
-    reference_index: Tensor | None = None  # int64 (B,), which one
+    labels: Tensor  # likewise, the pose images
+    index: Tensor | None = None  # int64 (B, T), positions of the frames in the recording
+    is_whole: Tensor | None = None  # bool (B,), whether a clip is uncropped
+    random_frame: Tensor | None = None  # float (B, 3, H, W), another frame of the segment, cropped as the clip is
+    random_index: Tensor | None = None  # int64 (B,), its position in the recording
 
 
 class ClipLoader:
-    """Batches of training clips out of a recording, on the device where it lives as uint8.
+    """Batches of training clips from a recording, on the device that holds the recording as uint8.
 
     Parameters
     ----------
-    length, stride : frames of a clip, frames between clip starts.
-    batch_size : clips a batch; the last batch of an epoch may be smaller.
-    share_flag, length_flag : the flags that chose the share of the frames and the length, for the message.
-    crop_fraction : share of the clips that are shown as a random crop, the same for all frames and poses of a clip.
-    with_reference : draw another frame for each clip, from anywhere in the stretch of the recording that the clip is
-        of: beyond a jump in the numbers may be another room.
+    length, stride : frames per clip, frames between clip starts.
+    batch_size : clips per batch; the last batch of an epoch may be smaller.
+    crop_fraction : fraction of the clips that are cropped at random, all frames and poses of a clip alike.
+    with_random_frame : whether to draw another frame for each clip from its segment: other segments may show
+        another scene.
 
     Raises
     ------
-    BadInput : no stretch of the recording is long enough for a clip.
+    ValueError : no segment of the recording is long enough for a clip.
     """
 
-    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int,
-                 share_flag: str = "--partial", crop_fraction: float = 0.0, with_reference: bool = False,
-                 length_flag: str = "--train_vi_len"):
+    def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, crop_fraction: float = 0.0,
+                 with_random_frame: bool = False):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
-            raise BadInput(f"the training data has no {length} frames in a row ({len(recording.numbers)} frames in "
-                           f"use); give more frames, a larger {share_flag} or a smaller {length_flag}")
+            raise ValueError(f"no {length} consecutive frames in the training data ({len(recording.numbers)} frames in "
+                             "use); use more frames or shorter clips")
         self.frames, self.labels = recording.frames, recording.labels
-        bounds = stretches(recording.numbers).to(self.starts.device)
-        stretch = torch.searchsorted(bounds, self.starts, right=True)
-        self.stretch_begin, self.stretch_length = bounds[stretch - 1], bounds.diff()[stretch - 1]
+        bounds = segments(recording.numbers).to(self.starts.device)
+        segment = torch.searchsorted(bounds, self.starts, right=True) - 1
+        self.segment_begin, self.segment_length = bounds[segment], bounds.diff()[segment]
         self.window = torch.arange(length, device=self.frames.device)
-        self.batch_size, self.crop_fraction, self.with_reference = batch_size, crop_fraction, with_reference
+        self.batch_size, self.crop_fraction, self.with_random_frame = batch_size, crop_fraction, with_random_frame
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return -(-len(self.starts) // self.batch_size)
 
-    def batches(self, order: Tensor, share: Callable[[int], slice] = slice,
-                generator: torch.Generator | None = None,
-                reference_generator: torch.Generator | None = None) -> Iterator[Clips]:
-        """The batches of an epoch's clips.
+    def batches(self, order: Tensor, shard: Callable[[int], slice] = slice,
+                crop_generator: torch.Generator | None = None,
+                frame_generator: torch.Generator | None = None) -> Iterator[Clips]:
+        """Iterate over the batches of an epoch.
 
         Parameters
         ----------
-        order : a permutation of the clips, or what is left of one, perhaps nothing.
-        share : which of the B clips of a batch are wanted; all, unless several processes share them.
-        generator, reference_generator : sources of crops and of references, on the CPU; drawn from where there are
-            any, and for the whole batch.
+        order : a permutation of the clips, or the rest of one, which may be empty.
+        shard : maps the number of clips in a batch to those to return; all by default.
+        crop_generator, frame_generator : CPU generators of the crops and the random frames. Both are drawn for the
+            whole batch, so that the result does not depend on the number of processes.
         """
-        order = order.to(self.frames.device)  # once: a copy in each batch would make the host wait for the device
+        order = order.to(self.frames.device)  # once: a copy per batch would make the host wait for the device
         for begin in range(0, len(order), self.batch_size):
             clips = order[begin:begin + self.batch_size]
-            wanted = share(len(clips))
-            index = self.starts[clips[wanted]].unsqueeze(1) + self.window  # (B, T)
+            count, part = len(clips), shard(len(clips))
+            clips = clips[part]
+            index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
             frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
-            reference = other = None
-            if self.with_reference:
-                place = torch.rand(len(clips), generator=reference_generator, dtype=torch.float64)[wanted]
-                place = place.to(frames.device, non_blocking=True)
-                other = self.stretch_begin[clips[wanted]] + (place * self.stretch_length[clips[wanted]]).long()
-                reference = to_float(self.frames[other])
+            random_frame = random_index = None
+            if self.with_random_frame:
+                position = torch.rand(count, generator=frame_generator, dtype=torch.float64)[part]
+                position = position.to(frames.device, non_blocking=True)
+                random_index = self.segment_begin[clips] + (position * self.segment_length[clips]).long()
+                random_frame = to_float(self.frames[random_index])
             if self.crop_fraction > 0:
-                windows = draw_windows(len(clips), self.crop_fraction, generator)[wanted]
+                windows = draw_windows(count, self.crop_fraction, crop_generator)[part]
                 windows = windows.to(frames.device, non_blocking=True)
                 frames, labels, is_whole = crop(frames, windows), crop(labels, windows), windows[:, 2] == 1
-                if reference is not None:
-                    reference = crop(reference[:, None], windows)[:, 0]
-            yield Clips(frames, labels, index, is_whole, reference, other)
+                if random_frame is not None:
+                    random_frame = crop(random_frame[:, None], windows)[:, 0]
+            yield Clips(frames, labels, index, is_whole, random_frame, random_index)
 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 to float in [0, 1]."""
     return images.float() / 255
+
+
+POSES_FOR_STATISTICS = 512  # a million values per channel: more would not change the third digit
+
+
+@dataclass
+class Data:
+    """The dataset of a training run, on its device."""
+    loader: ClipLoader
+    fast_loader: ClipLoader | None  # of the fast epochs, where there are any
+    val: Recording  # uint8
+    pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
+    frames: Tensor  # uint8 (N, 3, H, W), all training frames
+    checksum: int  # of the training recording
+
+
+def load_validation(args: argparse.Namespace, device: torch.device) -> Recording:
+    """The validation sequence that the flags name, on the device. BadInput as ``read_validation``."""
+    root = Path(args.DR)
+    cache = FrameCache(root, args.cache_dir) if args.cache else None
+    return read_validation(root, args.val_vi_len, args.frame_H, args.frame_W, args.num_workers, cache).to(device)
+
+
+def load_data(args: argparse.Namespace, device: torch.device) -> Data:
+    """The validation sequence and the training recording that the flags of Trainer.py name, on the device.
+
+    Raises
+    ------
+    BadInput : the dataset is missing, incomplete, damaged or too short, or --cache_dir cannot be written; the message
+        names the file or folder.
+    """
+    val, root = load_validation(args, device), Path(args.DR)
+    cache = FrameCache(root, args.cache_dir) if args.cache else None
+    train = read_recording(root, "train", args.frame_H, args.frame_W, args.num_workers, cache)
+    checksum = train.checksum()
+    train = train.to(device)
+    # With replay a clip begins with the frame that the previous clip predicts last.
+    stride = args.clip_stride or args.train_vi_len - (args.replay > 0)
+    with_random_frame = args.reference_frame or args.feed == "first" or args.any_first > 0
+
+    def make_loader(flag: str) -> ClipLoader:
+        fraction = getattr(args, flag)
+        part = train.head(int(fraction * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
+        with as_bad_input(f"--DR {root}, --{flag} {fraction:g}, --train_vi_len {args.train_vi_len}"):
+            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame)
+
+    loader = make_loader("partial")
+    pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
+    return Data(loader, make_loader("fast_partial") if args.fast_train else None, val, pose_sample, train.frames,
+                checksum)

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the epoch (counted from 0), so that resuming needs no history."""
+"""Schedules as pure functions of the epoch, counted from 0: resuming a run needs no history."""
 import math
 
 
@@ -8,13 +8,13 @@ class KLAnnealing:
     Parameters
     ----------
     kind : "cyclical", "monotonic" or "none", in any letter case.
-    cycle : cyclical: the length of a cycle in epochs; monotonic: the divisor of its running sum.
-    ratio : steepness; cyclical with 2 reaches full weight half way through the cycle.
-    start, stop : the weight's range for cyclical; ``stop`` is the constant weight of none.
+    cycle : for cyclical, epochs per cycle, at least 2; for monotonic, the divisor of its running sum, at least 1.
+    ratio : slope, above 0. With 2, a cycle reaches ``stop`` half way.
+    start, stop : range of beta for cyclical, at least 0; ``stop`` is the constant beta of none.
 
     Raises
     ------
-    ValueError : an unknown kind, or a number that no schedule can have; the message names the flag.
+    ValueError : unknown ``kind``, a cycle too short for cyclical, or ``start`` above ``stop``.
     """
 
     KINDS = ("cyclical", "monotonic", "none")
@@ -22,78 +22,65 @@ class KLAnnealing:
     def __init__(self, kind: str, cycle: int, ratio: float, start: float = 0.0, stop: float = 1.0):
         self.kind = kind.lower()
         if self.kind not in self.KINDS:
-            raise ValueError(f'--kl_anneal_type "{kind}": choose one of {", ".join(self.KINDS)}')
-        least = 2 if self.kind == "cyclical" else 1
-        if cycle < least:
-            raise ValueError(f"--kl_anneal_cycle {cycle}: {self.kind} annealing needs at least {least} epochs")
-        if not (ratio > 0 and math.isfinite(ratio)):
-            raise ValueError(f"--kl_anneal_ratio {ratio}: it must be above 0")
-        if not (0 <= start <= stop and math.isfinite(stop)):
-            raise ValueError(f"--kl_anneal_start {start}, --kl_anneal_stop {stop}: 0 <= start <= stop is needed")
+            raise ValueError(f'kind of KL annealing must be one of {", ".join(self.KINDS)}, got "{kind}"')
+        if self.kind == "cyclical" and cycle < 2:  # beta would stay at start
+            raise ValueError(f"cyclical KL annealing needs a cycle of at least 2 epochs, got {cycle}")
+        if start > stop:
+            raise ValueError(f"KL annealing needs start <= stop, got start {start} and stop {stop}")
         self.cycle, self.ratio, self.start, self.stop = cycle, ratio, start, stop
 
     def __call__(self, epoch: int) -> float:
-        """The weight in ``epoch``.
+        """beta in ``epoch``.
 
         cyclical: min(stop, start + (stop - start) * ((epoch mod cycle) / cycle) * ratio);
         monotonic: the running sum beta_0 = 0, beta_n = min(1, beta_{n-1} + ratio * n / cycle), in closed form;
         none: stop.
         """
         if self.kind == "cyclical":
-            # The remainder is of integers: a float step would drift and restart at the wrong epoch.
-            share = (epoch % self.cycle) / self.cycle
-            return min(self.stop, self.start + (self.stop - self.start) * share * self.ratio)
+            # Integer remainder: adding up a float step would drift and restart at the wrong epoch.
+            fraction = (epoch % self.cycle) / self.cycle
+            return min(self.stop, self.start + (self.stop - self.start) * fraction * self.ratio)
         if self.kind == "monotonic":
             return min(1.0, self.ratio * epoch * (epoch + 1) / (2 * self.cycle))
         return self.stop
 
 
 class TeacherForcing:
-    """Probability of feeding the real frame (scheduled sampling, Bengio et al. 2015, with a linear decay).
+    """Probability of feeding the real frame: scheduled sampling (Bengio et al. 2015) with a linear decay.
 
-    ``tfr`` before epoch e = max(tfr_sde, 1); from e on tfr - tfr_d_step * (epoch - e + 1), never below 0.
+    ``tfr`` before epoch e = max(tfr_sde, 1); from e on tfr - tfr_d_step * (epoch - e + 1), but at least 0.
 
     Parameters
     ----------
-    tfr : ratio at the start, 0..1.
+    tfr : initial ratio, 0..1.
     tfr_sde : the epoch at which the decay starts, at least 0.
-    tfr_d_step : what each epoch takes off, at least 0.
-
-    Raises
-    ------
-    ValueError : a number out of its range; the message names the flag.
+    tfr_d_step : decrease per epoch, at least 0.
     """
 
     def __init__(self, tfr: float, tfr_sde: int, tfr_d_step: float):
-        if not 0 <= tfr <= 1:
-            raise ValueError(f"--tfr {tfr}: a ratio lies between 0 and 1")
-        if tfr_sde < 0:
-            raise ValueError(f"--tfr_sde {tfr_sde}: an epoch is at least 0")
-        if not 0 <= tfr_d_step <= 1:
-            raise ValueError(f"--tfr_d_step {tfr_d_step}: a decay lies between 0 and 1")
         self.tfr, self.decay_start, self.decay = tfr, max(tfr_sde, 1), tfr_d_step
 
     def __call__(self, epoch: int) -> float:
         """The ratio in ``epoch``, 0..1."""
-        # 0.9 - 3 * 0.3 is 1e-16 in floats: rounding makes the end an exact 0.
+        # 0.9 - 3 * 0.3 is 1e-16 in floating point; rounding makes the end an exact 0.
         return max(0.0, round(self.tfr - self.decay * max(0, epoch - self.decay_start + 1), 12))
 
 
 class LearningRate:
-    """Learning rate as a function of the time in epochs, fractions included: it moves within an epoch.
+    """Learning rate as a function of the time in epochs. Fractions count: it changes within an epoch.
 
     Parameters
     ----------
-    kind : "none" (constant), "cosine" (to 0 at ``epochs``; Loshchilov & Hutter 2017) or "multistep" (times
+    kind : "none" (constant), "cosine" (to 0 at ``epochs``; Loshchilov & Hutter 2017) or "multistep" (multiplied by
         ``gamma`` at each of ``milestones``).
-    lr : the base rate.
+    lr : base rate, above 0.
     epochs : length of the run.
-    warmup : epochs of linear growth from 0, at the start.
-    milestones, gamma : for multistep.
+    warmup : epochs of linear growth from 0 at the start, at most ``epochs``.
+    milestones, gamma : epochs and factor (above 0), for multistep.
 
     Raises
     ------
-    ValueError : an unknown kind or a number out of its range; the message names the flag.
+    ValueError : unknown ``kind``, or a warmup longer than the run.
     """
 
     KINDS = ("none", "cosine", "multistep")
@@ -101,13 +88,9 @@ class LearningRate:
     def __init__(self, kind: str, lr: float, epochs: int, warmup: float = 0.0,
                  milestones: tuple[int, ...] = (2, 5), gamma: float = 0.1):
         if kind not in self.KINDS:
-            raise ValueError(f'--lr_schedule "{kind}": choose one of {", ".join(self.KINDS)}')
-        if not (lr > 0 and math.isfinite(lr)):
-            raise ValueError(f"--lr {lr}: it must be above 0")
-        if not 0 <= warmup <= epochs:
-            raise ValueError(f"--warmup {warmup}: it lies between 0 and the run's {epochs} epochs")
-        if not 0 < gamma < math.inf:
-            raise ValueError(f"--lr_gamma {gamma}: it must be above 0")
+            raise ValueError(f'kind of learning-rate schedule must be one of {", ".join(self.KINDS)}, got "{kind}"')
+        if warmup > epochs:
+            raise ValueError(f"warmup must not be longer than the run of {epochs} epochs, got {warmup}")
         self.kind, self.lr, self.epochs, self.warmup = kind, lr, epochs, warmup
         self.milestones, self.gamma = milestones, gamma
 

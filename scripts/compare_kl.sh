@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The report's three KL annealing settings, with one seed on the same data, and the plots that compare them.
+# Train the report's three KL annealing settings with one seed on the same data, and plot their comparison.
 #
 #   scripts/compare_kl.sh --DR DATASET --save_root runs/kl [--cyclical_cycle 20] [--cyclical_ratio 2]
-#       [--monotonic_cycle 100] [--monotonic_ratio 1] [any flag of Trainer.py or an @recipe ...]
+#       [--monotonic_cycle 100] [--monotonic_ratio 1] [any other flag of Trainer.py, @FILE included]
 #
-# Trains runs/kl/cyclical, runs/kl/monotonic and runs/kl/none, one after the other: the flags of
-# scripts/recipes/report.args with those given here. Started again, it goes on where it was stopped; with --overwrite it
-# starts anew. (Monotonic annealing's own defaults: with 20 and 2 it would be at its end in epoch 4.)
+# Trains runs/kl/cyclical, runs/kl/monotonic and runs/kl/none in turn with --recipe report and the given flags. Started
+# again, it continues where it stopped; with --overwrite it starts over. (Monotonic annealing has its own defaults: with
+# a cycle of 20 and a ratio of 2 it would reach its maximum in epoch 4.)
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 
@@ -26,53 +26,48 @@ while [ $# -gt 0 ]; do
             esac
             shift 2 ;;
         --kl_anneal_type*|--kl_anneal_cycle*|--kl_anneal_ratio*)
-            fail "$1: the settings that are compared differ in it; give --cyclical_cycle, --cyclical_ratio, --monotonic_cycle or --monotonic_ratio" ;;
+            fail "$1: this is what the runs differ in; give --cyclical_cycle, --cyclical_ratio, --monotonic_cycle or --monotonic_ratio" ;;
         --kl_anneal_start*|--kl_anneal_stop*)
-            fail "$1: monotonic annealing always goes from 0 to 1, so the others do, too; leave it out" ;;
-        --ckpt_path*|--test) fail "$1: all three settings start anew; leave it out" ;;
-        --resume|--overwrite)  # it resumes without being told
-            [ -z "$resume" ] || [ "$resume" = "$1" ] || fail "--resume and --overwrite: give one of the two"
+            fail "$1: monotonic annealing always goes from 0 to 1, and so do the others here; leave it out" ;;
+        --recipe*) fail "$1: all three runs use --recipe report; leave it out" ;;
+        --ckpt_path*|--test) fail "$1: all three runs start from scratch; leave it out" ;;
+        --resume|--overwrite)  # it resumes by default
+            [ -z "$resume" ] || [ "$resume" = "$1" ] || fail "--resume and --overwrite: give only one of them"
             resume="$1"; shift ;;
         -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
         *) flags+=("$1"); shift ;;
     esac
 done
 [ -n "$root" ] || fail "--save_root is missing; give a folder for the three runs"
-# Now, not when it is their turn, perhaps hours later.
-(cd "$here/.." && python - "$cyclical_cycle" "$cyclical_ratio" "$monotonic_cycle" "$monotonic_ratio" <<'PYTHON') || exit 2
-import importlib.util
-import sys
-from modules.schedulers import KLAnnealing
-try:
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError("there is no PyTorch here; run scripts/setup.sh and source .venv/bin/activate")
-    for kind, cycle, ratio in (("cyclical", *sys.argv[1:3]), ("monotonic", *sys.argv[3:5])):
-        try:
-            KLAnnealing(kind, int(cycle), float(ratio))
-        except ValueError as error:
-            raise ValueError(f"--{kind}_cycle {cycle}, --{kind}_ratio {ratio}: a whole number, which is at least 2 for "
-                             "cyclical and 1 for monotonic, and a number above 0 are needed") from error
-except ValueError as error:
-    sys.exit(f"compare_kl.sh: error: {error}")
-PYTHON
+# Checked before the first run, because the others start perhaps hours later.
+check() {  # FLAG VALUE PATTERN WHAT
+    [[ $2 =~ $3 ]] || fail "--$1 $2: give $4"
+}
+number='^([0-9]*[1-9][0-9]*\.?[0-9]*|[0-9]*\.[0-9]*[1-9][0-9]*)$'
+check cyclical_cycle "$cyclical_cycle" '^0*([2-9]|[1-9][0-9]+)$' "a whole number of at least 2"
+check monotonic_cycle "$monotonic_cycle" '^0*[1-9][0-9]*$' "a whole number of at least 1"
+check cyclical_ratio "$cyclical_ratio" "$number" "a number above 0"
+check monotonic_ratio "$monotonic_ratio" "$number" "a number above 0"
+python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
+    fail "PyTorch is not installed; run scripts/setup.sh and source .venv/bin/activate"
 
-begun="$(mktemp)"
-trap 'rm -f "$begun"' EXIT
+started="$(mktemp)"
+trap 'rm -f "$started"' EXIT
 train() {  # NAME FLAG...
     local code=0
-    touch "$begun"
+    touch "$started"
     echo "== $1"
-    python "$here/../Trainer.py" "@$here/recipes/report.args" ${flags[@]+"${flags[@]}"} --save_root "$root/$1" \
+    python "$here/../Trainer.py" --recipe report ${flags[@]+"${flags[@]}"} --save_root "$root/$1" \
         "${resume:---resume}" "${@:2}" || code=$?
-    # A run whose numbers went bad is a finding like any other; what never began is a mistake in the flags, or a folder
-    # in use. config.json is written when all is checked and training begins.
-    if [ $code -eq 2 ] && [ "$root/$1/config.json" -nt "$begun" ]; then
-        echo "compare_kl.sh: $1 stopped early, see above; going on" >&2
+    # A run that diverged is a result like any other. A run that never started has wrong flags or a folder in use:
+    # config.json is written when all checks have passed and training starts.
+    if [ $code -eq 2 ] && [ "$root/$1/config.json" -nt "$started" ]; then
+        echo "compare_kl.sh: $1 stopped early (see above); continuing with the next run" >&2
     elif [ $code -ne 0 ]; then
         exit $code
     fi
 }
-range=(--kl_anneal_start 0 --kl_anneal_stop 1)  # of all three, whatever a recipe says
+range=(--kl_anneal_start 0 --kl_anneal_stop 1)  # for all three, whatever an @FILE says
 train cyclical "${range[@]}" --kl_anneal_type Cyclical --kl_anneal_cycle "$cyclical_cycle" --kl_anneal_ratio "$cyclical_ratio"
 train monotonic "${range[@]}" --kl_anneal_type Monotonic --kl_anneal_cycle "$monotonic_cycle" --kl_anneal_ratio "$monotonic_ratio"
 train none "${range[@]}" --kl_anneal_type None

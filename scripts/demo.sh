@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole way on synthetic people: make the dataset, train, generate, score. Everything lands in demo/.
+# The whole pipeline on synthetic people: make a dataset, train, generate, score. Everything is written to demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 source .venv/bin/activate
 mkdir -p demo
 [ -d demo/data ] || python scripts/make_synthetic_dataset.py demo/data
-python Trainer.py @scripts/recipes/demo.args --DR demo/data --save_root demo/run --overwrite
+python Trainer.py --recipe demo --DR demo/data --save_root demo/run --overwrite
 python Tester.py --DR demo/data --ckpt_path demo/run/best.ckpt --save_root demo/result --truth demo/data/truth \
     --latent mean --overwrite
 python scripts/score_submission.py demo/result/submission.csv demo/data/truth --json demo/result/score.json

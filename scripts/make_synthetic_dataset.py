@@ -1,19 +1,18 @@
-"""Make a synthetic dataset: video of a person who moves in a room, with a pose image for every frame.
+"""Make a synthetic dataset: video of a person moving in a room, with a pose image for every frame.
 
-It stands in for a real recording wherever none is at hand. The folders are those of the course:
+A substitute for a real recording, in the course's layout:
 
-    DESTINATION/train/train_img/N.png    train/train_label/N.png    N jumps where the recording was cut
+    DESTINATION/train/train_img/N.png    train/train_label/N.png    N jumps at each cut of the recording
     DESTINATION/val/val_img/N.png        val/val_label/N.png        one sequence
     DESTINATION/test/test_img/K/0.png    test/test_label/K/N.png    first frame and poses of sequence K
-    DESTINATION/truth/K/N.png                                       the frames of sequence K, to score with
+    DESTINATION/truth/K/N.png                                       all frames of sequence K, for scoring
 
     python scripts/make_synthetic_dataset.py data                   # about 20 seconds on two cores
     python scripts/make_synthetic_dataset.py data4 --people 4 --seed 7
 
-The person, the room and how they are drawn stand in synthetic_scene.py. The files depend on the flags alone, never
-on the number of processes.
+The person, the room and the drawing are in synthetic_scene.py. The files depend on the flags only, not on the number
+of processes.
 """
-
 import argparse
 import functools
 import multiprocessing
@@ -22,8 +21,9 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -31,33 +31,30 @@ from tqdm import tqdm
 
 import synthetic_scene as scene
 
+# This script does not import PyTorch or the product, so that worker processes start in a fraction of a second.
+
 CHUNK = 60  # frames that a worker draws per task
 SHORTEST_SHOT = 16  # frames between two cuts
 SPLITS = ("train", "val", "test", "truth")
 
 
-class BadInput(Exception):
-    """A wrong flag or folder; the message is one sentence for the user."""
-
-
 class Shot(NamedTuple):
-    """Frames recorded in one go: who, the random stream, frame numbers, folders to fill, and bodies."""
-
+    """Frames without a cut."""
     person: int
-    stream: tuple
-    numbers: range
-    frames: str
-    poses: str
-    body: dict | None = None
+    stream: tuple[int, int]  # the random stream: split (scene.TRAIN, VAL or TEST) and index within it
+    numbers: range  # frame numbers
+    frames: str  # folder of the frames
+    poses: str  # folder of the pose images
+    body: dict[str, np.ndarray] | None = None  # points of the body in each frame
 
 
-def plan(args):
-    """The shots of the whole dataset; people are dealt to them in turn."""
+def plan(args: argparse.Namespace) -> list[Shot]:
+    """The shots of the whole dataset. People take turns."""
     rng = scene.stream(args.seed, scene.CUTS)
     count = max(min(int(rng.integers(3, 6)), args.train_frames // SHORTEST_SHOT), args.people)
     spare = args.train_frames - count * SHORTEST_SHOT
     lengths = SHORTEST_SHOT + np.diff([0, *np.sort(rng.integers(0, spare + 1, count - 1)), spare])
-    starts = np.cumsum([0, *(lengths + rng.integers(5, 200, count))])  # numbers are skipped at every cut
+    starts = np.cumsum([0, *(lengths + rng.integers(5, 200, count))])  # the numbers jump at every cut
     train = [Shot(i % args.people, (scene.TRAIN, i), range(a, a + n), "train/train_img", "train/train_label")
              for i, (a, n) in enumerate(zip(starts[:-1].tolist(), lengths.tolist(), strict=True))]
     test = [Shot(i % args.people, (scene.TEST, i), range(args.test_frames), f"truth/{i}", f"test/test_label/{i}")
@@ -65,21 +62,21 @@ def plan(args):
     return [*train, Shot(0, (scene.VAL, 0), range(args.val_frames), "val/val_img", "val/val_label"), *test]
 
 
-def chunks_of(shot, seed, size):
-    """Choreograph a shot and cut it into pieces of at most CHUNK frames, a worker's task each."""
+def chunks_of(shot: Shot, seed: int, size: tuple[int, int]) -> Iterator[Shot]:
+    """Choreograph a shot and split it into parts of at most CHUNK frames, one per task. ``size``: (height, width)."""
     rng = scene.stream(seed, *shot.stream)
     track = scene.Choreography(rng, size[1] / size[0]).perform(len(shot.numbers))
     body = scene.skeleton(track, scene.make_look(seed, shot.person).height, rng)
     for i in range(0, len(track), CHUNK):
-        part = {name: places[i:i + CHUNK] for name, places in body.items()}
+        part = {name: points[i:i + CHUNK] for name, points in body.items()}
         yield shot._replace(numbers=shot.numbers[i:i + CHUNK], body=part)
 
 
-def render(shot, root, seed, size):
-    """Draw and write the frames and pose images of a piece of a shot; return how many."""
+def render(shot: Shot, root: Path, seed: int, size: tuple[int, int]) -> int:
+    """Draw and write the frames and pose images of a part of a shot. Returns their number."""
     look, room = scene.scenery(seed, shot.person, size)
     for i, number in enumerate(shot.numbers):
-        body = {name: places[i] for name, places in shot.body.items()}
+        body = {name: points[i] for name, points in shot.body.items()}
         grain = scene.stream(seed, scene.GRAIN, *shot.stream, number)
         frame = Image.fromarray(scene.draw_frame(body, look, room, grain))
         frame.save(root / shot.frames / f"{number}.png", compress_level=1)
@@ -89,44 +86,44 @@ def render(shot, root, seed, size):
     return len(shot.numbers)
 
 
-def write_dataset(root, args):
-    """Draw every shot into the empty folder `root`."""
+def write_dataset(root: Path, args: argparse.Namespace) -> None:
+    """Draw every shot into the empty folder ``root``."""
     size, shots = (args.frame_H, args.frame_W), plan(args)
     first = [f"test/test_img/{i}" for i in range(args.test_sequences)]
     for folder in {*first, *(folder for shot in shots for folder in (shot.frames, shot.poses))}:
         (root / folder).mkdir(parents=True)
     chunks = [chunk for shot in shots for chunk in chunks_of(shot, args.seed, size)]
-    job = functools.partial(render, root=root, seed=args.seed, size=size)
+    task = functools.partial(render, root=root, seed=args.seed, size=size)
     workers = min(args.num_workers, len(chunks))
     with tqdm(total=sum(len(shot.numbers) for shot in shots), unit="frame", desc="drawing") as bar:
         if workers <= 1:
-            for count in map(job, chunks):
+            for count in map(task, chunks):
                 bar.update(count)
             return
-        # Spawned, so that every system does the same; Ctrl-C is left to the parent, which then stops them.
+        # Spawned on every system alike. Workers ignore Ctrl-C: the parent process handles it and stops them.
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            for count in pool.imap_unordered(job, chunks):
+            for count in pool.imap_unordered(task, chunks):
                 bar.update(count)
 
 
-def repeat_first_psnr(folder):
-    """Mean over frames 1.. of the PSNR in dB, at most 100 each, of frame 0 shown instead."""
+def repeat_first_psnr(folder: Path) -> float:
+    """PSNR of repeating frame 0: mean over frames 1, 2, ... in dB, at most 100 per frame."""
     count = len(os.listdir(folder))
     frames = np.stack([np.asarray(Image.open(folder / f"{i}.png"), np.float64) for i in range(count)])
     error = np.mean((frames[1:] - frames[0]) ** 2, axis=(1, 2, 3))
     return float(np.mean(np.minimum(10 * np.log10(255**2 / np.maximum(error, 1e-10)), 100)))
 
 
-def publish(made, destination, spare):
-    """Move the finished dataset into place; on any failure put back what stood there, kept in `spare`."""
+def publish(made: Path, destination: Path, backup: Path) -> None:
+    """Move the finished dataset into place. On failure, restore the previous one, which is kept in ``backup``."""
     if not destination.exists():
         made.rename(destination)
         return
     undo = []
     try:
         for split in SPLITS:
-            for source, target in ((destination / split, spare / split), (made / split, destination / split)):
+            for source, target in ((destination / split, backup / split), (made / split, destination / split)):
                 if source.exists():
                     undo.append((target, source))
                     source.rename(target)
@@ -138,75 +135,74 @@ def publish(made, destination, spare):
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise BadInput(f"{message}; see --help")
+    """Reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parse(argv):
-    """Flags that can work, or BadInput."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the flags; exits with code 2 where one is invalid."""
+    parser = Parser("make_synthetic_dataset.py", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("destination", type=Path, metavar="DESTINATION", help="folder to make; new or empty")
     add = functools.partial(parser.add_argument, type=int)
     # what is drawn
     add("--seed", default=0, help="seed of looks, room and motion; the same seed gives the same files")
-    add("--people", default=1, help="people with own looks and room tint, dealt to the shots in turn")
+    add("--people", default=1, help="number of people, each with an own look and room tint; they take turns")
     add("--frame_H", default=32, help="height of a frame, pixels")
     add("--frame_W", default=64, help="width of a frame, pixels")
     # how much
     add("--train_frames", default=3000, help="training frames, in 3 to 5 shots (more with more people)")
     add("--val_frames", default=630, help="frames of the validation sequence")
     add("--test_sequences", default=5, help="number of test sequences")
-    add("--test_frames", default=630, help="frames of a test sequence, the given first one included")
+    add("--test_frames", default=630, help="frames of a test sequence, including the given first one")
     # how
-    add("--num_workers", default=os.cpu_count() or 1, help="processes that draw; 0 or 1: none but this one")
-    parser.add_argument("--overwrite", action="store_true", help="replace its train, val, test, truth")
+    add("--num_workers", default=os.cpu_count() or 1, help="processes that draw; 0 or 1: only this one")
+    parser.add_argument("--overwrite", action="store_true", help="replace its train, val, test and truth folders")
     args = parser.parse_args(argv)
     lowest = {"seed": 0, "people": 1, "frame_H": 16, "frame_W": 16, "val_frames": 2, "test_sequences": 1,
               "test_frames": 2, "num_workers": 0, "train_frames": SHORTEST_SHOT * max(3, args.people)}
     for flag, low in lowest.items():
         if getattr(args, flag) < low:
-            raise BadInput(f"--{flag} is {getattr(args, flag)}; give {low} or more")
+            parser.error(f"--{flag} is {getattr(args, flag)}; it must be at least {low}")
     args.destination = folder = args.destination.resolve()
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file; name a new folder as DESTINATION")
+        parser.error(f"{folder} is a file; choose a new folder as DESTINATION")
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
-        raise BadInput(f"{folder} is not empty; name a new folder, or give --overwrite to replace "
-                       "its train, val, test and truth folders")
+        parser.error(f"{folder} is not empty; choose a new folder, or replace its train, val, test and truth folders "
+                     "with --overwrite")
     if folder.exists() and not os.access(folder, os.W_OK):
-        raise BadInput(f"{folder} is write-protected; name a DESTINATION that you may write to")
+        parser.error(f"{folder} is write-protected; choose another DESTINATION")
     return args
 
 
-def main(argv=None):
-    """Make the dataset; return the exit code."""
-    workspace = folder = None
+def main(argv: list[str] | None = None) -> int:
+    """Make the dataset. Returns the exit code."""
+    args = parse(argv)
+    folder, workspace = args.destination, None
     try:
-        args = parse(argv)
-        folder = args.destination
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling, so that an interrupted run leaves nothing half-written under the destination's name.
+        # A sibling folder, so that an interrupted run leaves nothing incomplete in DESTINATION.
         workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        for part in ("made", "spare"):
+        for part in ("made", "backup"):
             (workspace / part).mkdir()
         write_dataset(workspace / "made", args)
         scores = [repeat_first_psnr(workspace / f"made/truth/{i}") for i in range(args.test_sequences)]
-        publish(workspace / "made", folder, workspace / "spare")
-    except BadInput as problem:
-        print(f"make_synthetic_dataset: {problem}.", file=sys.stderr)
-        return 2
-    except OSError as problem:
-        print(f"make_synthetic_dataset: cannot write {problem.filename or folder} ({problem.strerror}); "
-              "name a DESTINATION that can be written to.", file=sys.stderr)
+        publish(workspace / "made", folder, workspace / "backup")
+    except OSError as error:
+        print(f"make_synthetic_dataset.py: error: cannot write {error.filename or folder} ({error.strerror}); choose "
+              "another DESTINATION", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("make_synthetic_dataset: interrupted; DESTINATION is as it was.", file=sys.stderr)
+        print("make_synthetic_dataset.py: interrupted; DESTINATION is unchanged", file=sys.stderr)
         return 130
     finally:
         if workspace:
             shutil.rmtree(workspace, ignore_errors=True)
     print(f"{folder}: {args.train_frames} train, {args.val_frames} val and {args.test_sequences} x "
-          f"{args.test_frames} test frames; repeating the first frame scores "
-          f"{', '.join(f'{score:.2f}' for score in scores)} dB PSNR")
+          f"{args.test_frames} test frames; PSNR of repeating the first frame: "
+          f"{', '.join(f'{score:.2f}' for score in scores)} dB")
     return 0
 
 

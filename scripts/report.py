@@ -3,9 +3,9 @@
     python scripts/report.py runs/first runs/second -o report.html
     python scripts/report.py runs/* -o report.html --epochs 30 60 --results results/first --title "Annealing"
 
-The file holds everything, pictures included: it opens without a network, in any browser, on a phone, and can be sent as
-it is. Runs may differ in length and settings, may have crashed, and may still be going. --epochs adds the PSNR per
-frame after these epochs and the GIFs figures/val_epoch=N.gif; --results adds scores and GIFs of Tester.py.
+The file is self-contained: it opens without a network in any browser, also on a phone. Runs may differ in length and
+settings, may have crashed or may still be running. --epochs adds the PSNR per frame after these epochs and the GIFs
+figures/val_epoch=N.gif; --results adds scores and GIFs of Tester.py.
 """
 import base64
 import datetime
@@ -25,22 +25,22 @@ from compare_runs import (  # noqa: E402
     Run,
     add_run_flags,
     draw,
+    incomparable,
     printable,
     read_runs,
     score_table,
-    what_does_not_compare,
 )
 from dataloader import natural_order  # noqa: E402
 from modules.config.parser import FlagParser  # noqa: E402
+from modules.config.trainer_flags import CALL_FLAGS  # noqa: E402
 from modules.plots import comparison, video  # noqa: E402
-from Trainer import CALL_FLAGS, WITHOUT_FLAG, make_parser  # noqa: E402
 from utils import BadInput, atomic_write, check_writable, run_main  # noqa: E402
 
-NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of a call, which say nothing about the training
+NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of one call, which do not affect the result
 RESULT_SCORES = {"psnr": "PSNR", "course_psnr": "PSNR, frames 1..600", "psnr_repeat_first": "repeat first frame",
                  "ssim": "SSIM", "psnr_slope": "slope, dB per 600 frames", "brightness_error": "brightness error",
                  "brightness_error_end": "brightness error at the end",
-                 "drift": "beside beginning anew", "drift_slope": "slope of that, dB per 600 frames"}
+                 "drift": "drift compared with restarts", "drift_slope": "slope of the drift, dB per 600 frames"}
 DRAWN_LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # matplotlib's styles in CSS
 
 STYLE = """
@@ -63,16 +63,16 @@ summary { cursor: pointer; padding: .4rem 0; } .note { color: #555; font-size: .
 
 
 def embed_plot(path: Path, alt: str) -> str:
-    """A PNG with its bytes in the page. ``alt`` is plain text."""
+    """A PNG, embedded in the page. ``alt`` is plain text."""
     return f'<figure><img alt="{escape(alt)}" src="{_data("image/png", path.read_bytes())}"></figure>'
 
 
 def embed_gif(path: Path, alt: str, caption: str, labelled: bool = True) -> str:
-    """A GIF with its bytes in the page, small and enlarged by the browser, or a line that says why it is not there."""
+    """A GIF, embedded in the page at a small size and enlarged by the browser, or a line on why it is missing."""
     try:
         content = video.shrink_gif(path, labelled)
     except FileNotFoundError:
-        return lines_of([f"{alt}: there is no {path.name} yet"])
+        return lines_of([f"{alt}: no {path.name} yet"])
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         return lines_of([f"{alt}: {path} cannot be read ({error})"])
     return (f'<figure><img class="pixels" alt="{escape(alt)}" src="{_data("image/gif", content)}">'
@@ -84,7 +84,7 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers: Container[int] = (), name: str = "") -> str:
-    """A table that scrolls by itself where the screen is narrow. Cells are HTML; ``numbers``: columns to the right."""
+    """A table that scrolls on narrow screens. Cells are HTML; ``numbers``: right-aligned columns; ``name``: its id."""
     mark = f' id="{name}"' if name else ""
     lines = [f'<div class="scroll"><table{mark}>']
     for tag, row in [("th", head), *(("td", row) for row in rows)]:
@@ -108,14 +108,14 @@ def scores(runs: list[Run]) -> str:
         color, style = comparison.run_style(index)
         line = f'<span class="line" style="border-top-style: {DRAWN_LINES[style]}; border-color: {color}"></span>'
         rows.append([line + escape(name), *map(escape, cells), f'<span class="whole">{escape(state)}</span>'])
-    notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + what_does_not_compare(runs)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + incomparable(runs)
     return section("Best scores", table(map(escape, TABLE), rows, range(1, len(TABLE) - 1)),
-                   lines_of(["PSNR is the mean over the frames of the free-running validation roll-out. Losses are the "
+                   lines_of(["PSNR is the mean over the frames of the free-running validation rollout. Losses are the "
                              "latest.", *notes]))
 
 
 def curves(runs: list[Run], epochs: list[int]) -> str:
-    """The figures of compare_runs.py, which are drawn in a temporary folder."""
+    """The figures of compare_runs.py, drawn in a temporary folder."""
     names = ", ".join(run.name for run in runs)
     with tempfile.TemporaryDirectory() as folder:
         paths, notes = draw(runs, epochs, Path(folder))
@@ -142,14 +142,14 @@ def setting(run: Run, flag: str) -> str:
 
 
 def calls_of(run: Run) -> list[dict]:
-    """What config.json tells of each call of a run, the latest last."""
+    """The records of each call of a run in config.json, the latest last."""
     before = run.config.get("before")
     return [call for call in (*(before if isinstance(before, list) else []), run.config)
             if isinstance(call, dict) and call]
 
 
 def origin(run: Run) -> str | None:
-    """The checkpoint that a fine-tuned run began with; its later calls continue the run itself."""
+    """The checkpoint from which a fine-tuned run started; later calls continue the run itself."""
     flags = [call["flags"] for call in calls_of(run) if isinstance(call.get("flags"), dict)]
     return next((printable(str(flag.get("ckpt_path"))) for flag in flags if flag.get("finetune")), None)
 
@@ -159,14 +159,11 @@ def flag_cell(flag: str) -> str:
 
 
 def settings(runs: list[Run]) -> str:
-    """The flags that differ, and those that all runs share folded away."""
+    """The flags that differ, and, folded away, those that all runs share."""
     known = [run for run in runs if run.flags]
     flags = [flag for flag in dict.fromkeys(flag for run in known for flag in run.flags) if flag not in NO_SETTINGS]
-    # A run from before there was a flag was trained as its default is now, or without what it asks for.
-    defaults = vars(make_parser().parse_args(["--DR", "", "--save_root", "-"])) | WITHOUT_FLAG
-    differing = [flag for flag in flags
-                 if len({json.dumps(run.flags.get(flag, defaults.get(flag))) for run in known}) > 1]
-    shared = [flag for flag in flags if flag not in differing and flag in known[0].flags]
+    differing = [flag for flag in flags if len({setting(run, flag) for run in known}) > 1]
+    shared = [flag for flag in flags if flag not in differing]
     parts = []
     if any(map(origin, runs)):
         parts.append(table(["run", "starts from the weights of"],
@@ -178,8 +175,8 @@ def settings(runs: list[Run]) -> str:
         parts.append("<p>The runs have the same settings.</p>")
     if shared:
         rows = [[flag_cell(flag), escape(setting(known[0], flag))] for flag in shared]
-        parts.append(f"<details><summary>{len(shared)} settings that {'all runs share' if len(known) > 1 else 'it has'}"
-                     f"</summary>{table(['flag', 'value'], rows, name='shared')}</details>")
+        parts.append(f"<details><summary>{len(shared)} settings{' shared by all runs' * (len(known) > 1)}</summary>"
+                     f"{table(['flag', 'value'], rows, name='shared')}</details>")
     return section("Settings that differ" if len(runs) > 1 else "Settings", *parts)
 
 
@@ -189,7 +186,7 @@ def commands(runs: list[Run]) -> str:
         calls = calls_of(run)
         parts.append(f"<h3>{escape(run.name)}</h3>")
         if not calls:
-            parts.append('<p class="note">unknown: there is no config.json</p>')
+            parts.append('<p class="note">unknown: no config.json</p>')
         shown = None
         for call in calls:
             versions = call.get("versions")
@@ -199,7 +196,7 @@ def commands(runs: list[Run]) -> str:
             parts.append(lines_of([made_with]) if made_with != shown else "")
             parts.append(f"<pre>{escape(str(call.get('command', 'unknown')))}</pre>")
             shown = made_with
-    return section("Commands", "<p>The calls of each run, the latest last, and what they ran on.</p>", *parts)
+    return section("Commands", "<p>The calls of each run, the latest last, and the versions they used.</p>", *parts)
 
 
 def result(folder: Path) -> str:
@@ -207,7 +204,7 @@ def result(folder: Path) -> str:
 
     Raises
     ------
-    BadInput : it is none, or its summary.json is damaged.
+    BadInput : it is not a result folder, or its summary.json is damaged.
     """
     shown = printable(str(folder))
     path, pattern = folder / "summary.json", "compare_seq*.gif"
@@ -216,20 +213,7 @@ def result(folder: Path) -> str:
     videos = sorted(folder.glob(pattern), key=lambda video: natural_order(video.stem))
     if not path.is_file() and not videos:
         raise BadInput(f"--results {shown} holds neither summary.json nor GIFs; give a --save_root of Tester.py")
-    parts = []
-    if path.is_file():
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            columns = [name for name in RESULT_SCORES if name in summary["mean"]]
-            rows = [[escape(name), *(f"{float(values[column]):.4g}" for column in columns)]
-                    for name, values in (*summary["sequences"].items(), ("mean", summary["mean"]))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadInput(f"--results {printable(str(path))} is no summary of Tester.py ({type(error).__name__}: "
-                           f"{printable(str(error))}); run Tester.py again with --overwrite") from error
-        what = ", ".join(f"{name} {summary[name]}" for name in ("checkpoint", "epochs", "split", "latent", "seed",
-                                                            "match_histogram") if name in summary)
-        parts += [lines_of([what]), table(["sequence", *(RESULT_SCORES[column] for column in columns)], rows,
-                                            range(1, len(columns) + 1))]
+    parts = result_scores(path) if path.is_file() else []
     pictures = []
     if (folder / "psnr.png").is_file():
         pictures.append(embed_plot(folder / "psnr.png", f"PSNR per frame of {shown}"))
@@ -241,6 +225,23 @@ def result(folder: Path) -> str:
     return section(f"Generated: {shown}", *parts, '<div class="grid">', *pictures, "</div>")
 
 
+def result_scores(path: Path) -> list[str]:
+    """The settings and the table of scores in a summary.json. BadInput: it is damaged."""
+    shown = printable(str(path))
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        columns = [name for name in RESULT_SCORES if name in summary["mean"]]
+        rows = [[escape(name), *(f"{float(values[column]):.4g}" for column in columns)]
+                for name, values in (*summary["sequences"].items(), ("mean", summary["mean"]))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"--results {shown} is not a summary of Tester.py ({type(error).__name__}: "
+                       f"{printable(str(error))}); run Tester.py again with --overwrite") from error
+    made_with = ", ".join(f"{name} {summary[name]}" for name in ("checkpoint", "epochs", "split", "latent", "seed",
+                                                                 "match_histogram") if name in summary)
+    return [lines_of([made_with]), table(["sequence", *(RESULT_SCORES[column] for column in columns)], rows,
+                                        range(1, len(columns) + 1))]
+
+
 def build(runs: list[Run], epochs: list[int], results: list[Path], title: str) -> str:
     """The whole page."""
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -248,7 +249,7 @@ def build(runs: list[Run], epochs: list[int], results: list[Path], title: str) -
             commands(runs)]
     return "\n".join(["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
                       '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                      # So that no browser asks the server, or the network, for one.
+                      # An empty icon, so that no browser requests one.
                       '<link rel="icon" href="data:,">',
                       f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", "</head>", "<body>",
                       f"<h1>{escape(title)}</h1>",
@@ -261,20 +262,20 @@ def main(argv: list[str] | None = None) -> None:
     add_run_flags(parser)
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FILE", default="report.html",
-        help="the HTML file; an old one is replaced")
-    add("--title", default="Training runs", help="what stands above it all")
+        help="the HTML file; an existing one is replaced")
+    add("--title", default="Training runs", help="heading of the page")
     add("--results", type=Path, nargs="+", metavar="RESULT", default=[],
-        help="result folders, --save_root of Tester.py, whose scores and GIFs are shown, too")
+        help="result folders (--save_root of Tester.py) whose scores and GIFs are added")
     args = parser.parse_args(argv)
     if args.output.is_dir():
-        raise BadInput(f"--output {args.output} is a folder; give the name of a file in it")
+        raise BadInput(f"--output {args.output} is a folder; give a file name")
     if args.output.exists() and args.output.suffix.lower() not in (".html", ".htm"):
-        raise BadInput(f"--output {args.output} is there already and is no .html file; choose another name")
+        raise BadInput(f"--output {args.output} exists and is not an .html file; choose another name")
     check_writable(args.output.parent, "--output in")
     page = build(read_runs(args.runs, args.names), args.epochs, args.results, printable(args.title))
     with atomic_write(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, all in one file")
+    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, self-contained")
 
 
 if __name__ == "__main__":

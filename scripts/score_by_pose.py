@@ -1,13 +1,13 @@
-"""Scores of Tester.py's results apart for frames where the person is wholly in the picture, close, or leaving it.
+"""Split scores of Tester.py by where the person is: entirely in the picture, close to the camera, or leaving it.
 
     python scripts/score_by_pose.py RESULT... --DR DATASET
 
-RESULT is a folder that Tester.py has written with a truth (--truth, or --split val). Frames are told apart by their
-pose image alone, so that all results of a dataset have the same groups:
+RESULT is a --save_root of Tester.py with scores (--truth, or --split val). The groups depend on the pose image only, so
+they are the same for all results of a dataset:
 
-    leaving   the pose touches the left or the right edge of the picture, or there is none
-    close     it is higher than --close of the picture
-    whole     all others
+    leaving   the pose touches the left or right edge of the picture, or there is none
+    close     it is taller than --close of the picture's height
+    whole     all other frames
 """
 import argparse
 import csv
@@ -18,28 +18,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 from dataloader import read_test_sequences, read_validation  # noqa: E402
 from modules.config.parser import FlagParser, number  # noqa: E402
 from modules.data.frame_cache import FrameCache  # noqa: E402
-from modules.evaluation.metrics import drift  # noqa: E402
+from modules.evaluation.metrics import SCORED_FRAMES, slope  # noqa: E402
 from utils import BadInput, run_main  # noqa: E402
 
 GROUPS = ("all", "whole", "close", "leaving")
-BACKGROUND = 250  # pose images are white; their thin lines are paler where they were made smaller
+BACKGROUND = 250  # pose images are white; downscaling makes thin lines paler
+NUM_WORKERS = 4  # threads that decode images
 
 
 def group_poses(labels: Tensor, close: float) -> dict[str, Tensor]:
-    """Which frames belong to which of GROUPS.
+    """The frames of each of GROUPS.
 
     Parameters
     ----------
     labels : uint8 (T, 3, H, W), white where there is no pose.
-    close : share of the height above which a pose counts as close.
+    close : fraction of the height above which a pose counts as close.
 
     Returns
     -------
-    bool (T,) for each group; each frame is in "all" and in one of the others.
+    bool (T,) per group; each frame is in "all" and in one of the others.
     """
     drawn = (labels < BACKGROUND).any(dim=1)  # (T, H, W)
     rows, columns = drawn.any(dim=2), drawn.any(dim=1)
@@ -52,12 +53,12 @@ def group_poses(labels: Tensor, close: float) -> dict[str, Tensor]:
     return {"all": torch.ones_like(leaving), "whole": ~leaving & ~is_close, "close": is_close, "leaving": leaving}
 
 
-def read_result(folder: Path) -> tuple[str, dict[str, dict[str, Tensor]]]:
-    """The split of a result and, for each of its sequences, PSNR and brightness error (T,) by name.
+def read_result(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The split of a result and, per sequence, PSNR and brightness error, (2, T) by name.
 
     Raises
     ------
-    BadInput : it is no result of Tester.py with scores.
+    BadInput : it is not a result of Tester.py with scores.
     """
     try:
         split = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["split"]
@@ -65,60 +66,73 @@ def read_result(folder: Path) -> tuple[str, dict[str, dict[str, Tensor]]]:
         for path in sorted(folder.glob("seq*.csv")):
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            scores[path.stem[3:]] = {column: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
-                                     for column in ("psnr", "brightness_error")}
+            scores[path.stem[3:]] = torch.tensor([[float(row[column]) for row in rows]
+                                                  for column in ("psnr", "brightness_error")], dtype=torch.float64)
         if split not in ("test", "val") or not scores or (split == "val" and set(scores) != {"val"}):
             raise ValueError("summary.json and seq*.csv do not belong together")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{folder}: there are no scores of Tester.py, or damaged ones ({error}); run it with --truth or "
-                       "--split val") from error
+        raise BadInput(f"{folder}: no valid scores of Tester.py ({error}); run it with --truth or --split "
+                       "val") from error
     return split, scores
+
+
+def group_scores(scores: dict[str, Tensor], labels: dict[str, Tensor], close: float) -> dict[str, Tensor]:
+    """PSNR and brightness error, (2, N), of each group's frames over all sequences, without the given first frames.
+
+    Parameters
+    ----------
+    scores : (2, T) by sequence. labels : uint8 (T, 3, H, W) by sequence. close : as in ``group_poses``.
+
+    Raises
+    ------
+    ValueError : a sequence without labels of its length.
+    """
+    groups: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
+    for name, values in scores.items():
+        if name not in labels or len(labels[name]) != values.shape[1]:
+            raise ValueError(f"sequence {name} does not match")
+        for group, frames in group_poses(labels[name], close).items():
+            groups[group].append(values[:, 1:][:, frames[1:]])
+    return {group: torch.cat(parts, dim=1) for group, parts in groups.items()}
 
 
 def make_parser() -> FlagParser:
     parser = FlagParser(prog="score_by_pose.py", description="Scores by where the person is.")
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="folder that Tester.py has written, with scores")
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="a --save_root of Tester.py with scores")
     parser.add_argument("--DR", required=True, help="root folder of the dataset")
     parser.add_argument("--close", type=number(float, 0, 1), default=0.8,
-                        help="share of the picture's height above which a pose is close")
+                        help="fraction of the picture's height above which a pose is close")
     parser.add_argument("--frame_H", type=number(int, 4), default=32, help="height of the frames, pixels")
     parser.add_argument("--frame_W", type=number(int, 4), default=64, help="width of the frames, pixels")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True,
-                        help="use the decoded frames that the other programs keep")
+                        help="use the cache of decoded frames")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     root = Path(args.DR)
-    how = args.frame_H, args.frame_W, 4, FrameCache(root) if args.cache else None
+    reading = args.frame_H, args.frame_W, NUM_WORKERS, FrameCache(root) if args.cache else None
     labels: dict[str, dict[str, Tensor]] = {}
     width = max(len(result) for result in args.results)
     print(f"{'result':{width}}  group    frames   PSNR, dB  brightness error   slope, dB per 600 frames")
     for result in args.results:
         split, scores = read_result(Path(result))
         if split == "val":
-            labels[split] = {"val": read_validation(root, len(scores["val"]["psnr"]), *how).labels}
+            labels[split] = {"val": read_validation(root, scores["val"].shape[1], *reading).labels}
         elif split not in labels:
-            labels[split] = {sequence.name: sequence.labels for sequence in read_test_sequences(root, *how)}
-        groups: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
-        slopes = []
-        for name, score in scores.items():
-            poses = labels[split].get(name)
-            if poses is None or len(poses) != len(score["psnr"]):
-                raise BadInput(f"{result}: its sequence {name} is not that of --DR {root}; give the dataset that it "
-                               "was made from")
-            both = torch.stack([score["psnr"], score["brightness_error"]])
-            for group, frames in group_poses(poses, args.close).items():
-                groups[group].append(both[:, 1:][:, frames[1:]])  # the given frame is in no score
-            slopes.append(drift(score["psnr"], score["brightness_error"])["psnr_slope"])
-        for group in GROUPS:
-            values = torch.cat(groups[group], dim=1)
+            labels[split] = {sequence.name: sequence.labels for sequence in read_test_sequences(root, *reading)}
+        try:
+            groups = group_scores(scores, labels[split], args.close)
+        except ValueError as error:
+            raise BadInput(f"{result}: its {error} --DR {root}; give the dataset it was made from") from error
+        slopes = [slope(values[0, 1:1 + SCORED_FRAMES]) for values in scores.values()]
+        for group, values in groups.items():
             count = values.shape[1]
-            quality, brightness = values.mean(dim=1).tolist()
-            measured = f"{quality:9.2f}  {brightness:+16.4f}" if count else f"{'-':>9}  {'-':>16}"
-            slope = f"   {sum(slopes) / len(slopes):+24.2f}" if group == "all" else ""
-            print(f"{result:{width}}  {group:7} {count:7}  {measured}{slope}")
+            psnr, brightness = values.mean(dim=1).tolist()
+            means = f"{psnr:9.2f}  {brightness:+16.4f}" if count else f"{'-':>9}  {'-':>16}"
+            drift = f"   {sum(slopes) / len(slopes):+24.2f}" if group == "all" else ""
+            print(f"{result:{width}}  {group:7} {count:7}  {means}{drift}")
 
 
 if __name__ == "__main__":

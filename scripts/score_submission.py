@@ -4,11 +4,10 @@
     python scripts/score_submission.py submission.csv TRUTH        # TRUTH/K/N.png: sequence K, frame N
     python scripts/score_submission.py submission.csv TRUTH --json score.json
 
-A submission has the header id,0,1,...,6143 and one row per frame: its id, counted from 0 through all
-sequences, and the frame (3, 32, 64) flattened, as whole numbers 0..255. The score of a sequence is the mean
-PSNR (range 255) of its frames 1..600, each frame on its own; frame 0 is given. The first three sequences make
-the public score, the rest the private one. Beside each stands the score of repeating the first frame, which
-any model has to beat.
+A submission has the header id,0,1,...,6143 and one row per frame: its id, counted from 0 across all sequences, and the
+flattened frame (3, 32, 64) as whole numbers 0..255. The score of a sequence is the mean of the PSNR (range 255) of its
+frames 1..600; frame 0 is given. The first three sequences make the public score, the others the private score. The
+score of repeating the first frame, which any model has to beat, is printed next to each.
 """
 import argparse
 import sys
@@ -26,15 +25,15 @@ from modules.evaluation.metrics import SCORED_FRAMES, course_score, psnr, repeat
 from utils import BadInput, run_main, write_json  # noqa: E402
 
 PUBLIC_SEQUENCES = 3
-SHORTEST_ROW, LONGEST_CELL = 1 << 16, 64  # bytes; a line is read up to a limit, whatever file is given
+SHORTEST_ROW, LONGEST_CELL = 1 << 16, 64  # bytes; they bound how much of a line is read, whatever the file is
 
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(prog="score_submission.py", description="Score a submission as the course does.")
     add = parser.add_argument
     add("submission", type=Path, help="CSV file to score")
-    add("truth", type=Path, help="the real frames: a CSV file like it, or a folder with K/N.png")
-    add("--length", type=number(int, 2), default=630, help="frames of a sequence, frame 0 included")
+    add("truth", type=Path, help="the real frames: a CSV file of the same form or a folder with K/N.png")
+    add("--length", type=number(int, 2), default=630, help="frames of a sequence, including frame 0")
     add("--frame_H", type=number(int, 1), default=32, help="height of a frame in pixels")
     add("--frame_W", type=number(int, 1), default=64, help="width of a frame in pixels")
     add("--json", type=Path, metavar="FILE", help="also write the scores to FILE")
@@ -55,7 +54,7 @@ def read_submission(path: str | Path, height: int, width: int) -> Tensor:
 
     Raises
     ------
-    BadInput : the file is missing or not of this form; the message names line and column.
+    BadInput : the file is missing or not of this form; the message names the line and the column.
     """
     path, columns = Path(path), 3 * height * width
     limit = max(SHORTEST_ROW, LONGEST_CELL * (columns + 1))
@@ -65,12 +64,12 @@ def read_submission(path: str | Path, height: int, width: int) -> Tensor:
             _check_header(path, file.readline(limit), height, width)
             for line in iter(lambda: file.readline(limit), b""):
                 if not line.strip() and not file.read(1 << 20).strip():
-                    break  # empty lines at the end do no harm
+                    break  # empty lines at the end are harmless
                 frames.append(_read_row(path, line, len(frames), columns))
     except OSError as error:
-        raise BadInput(f"{path}: this file cannot be read ({error.strerror}); check the name") from error
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check the name") from error
     if not frames:
-        raise BadInput(f"{path}: there is no row below the header; write one row per frame")
+        raise BadInput(f"{path}: no rows below the header; write one row per frame")
     return torch.from_numpy(np.stack(frames)).view(-1, 3, height, width)
 
 
@@ -80,31 +79,30 @@ def _check_header(path: Path, line: bytes, height: int, width: int) -> None:
     try:
         names = line.decode("utf-8-sig").rstrip("\r\n").split(",")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: byte {error.start + 1} is no UTF-8; give a CSV file in UTF-8") from error
+        raise BadInput(f"{path}: byte {error.start + 1} is not UTF-8; give a CSV file in UTF-8") from error
     columns = 3 * height * width
     if names[0] == "id" and len(names) - 1 != columns:
-        raise BadInput(f"{path}: the header has {len(names) - 1} pixel columns, but --frame_H {height} "
-                       f"--frame_W {width} makes {columns}; give the size that the file was made with")
+        raise BadInput(f"{path}: the header has {len(names) - 1} pixel columns, but --frame_H {height} --frame_W "
+                       f"{width} require {columns}; give the frame size of the file")
     for column, name in enumerate(names):
         wanted = str(column - 1) if column else "id"
         if name != wanted:
-            raise BadInput(f"{path}: column {column + 1} of line 1 is {_quote(name)} where the header needs "
-                           f'"{wanted}"; the header of a submission is id,0,1,...,{columns - 1}')
+            raise BadInput(f'{path}: column {column + 1} of line 1 is {_quote(name)} instead of "{wanted}"; the header '
+                           f"of a submission is id,0,1,...,{columns - 1}")
 
 
 def _read_row(path: Path, line: bytes, index: int, columns: int) -> np.ndarray:
-    """The pixels of row `index` as uint8 (columns,). BadInput names the line and the column that is wrong."""
+    """The pixels of row ``index`` as uint8 (columns,). BadInput: the row is invalid; names line and column."""
     where = f"{path}: line {index + 2}"
     complete = line.endswith(b"\n")
     name, _, rest = line.rstrip(b"\r\n").partition(b",")
     count = rest.count(b",") + 1 if rest else 0
     if count != columns:
         if not complete and count < columns:
-            raise BadInput(f"{where} is cut off after {count} of {columns} pixels; write the file again")
-        raise BadInput(f"{where} has {count} pixels where a frame has {columns}; write the file again")
+            raise BadInput(f"{where} is truncated after {count} of {columns} pixels; write the file again")
+        raise BadInput(f"{where} has {count} pixels instead of {columns}; write the file again")
     if name != b"%d" % index:
-        raise BadInput(f"{where} has the id {_quote(name)} where {index} is due; "
-                       "ids count 0, 1, 2, ... from row to row")
+        raise BadInput(f"{where} has the id {_quote(name)} instead of {index}; ids are 0, 1, 2, ... in order")
     pixels = _parse_pixels(rest, columns)
     if pixels is not None:
         return pixels
@@ -112,18 +110,18 @@ def _read_row(path: Path, line: bytes, index: int, columns: int) -> np.ndarray:
         text = cell.strip()
         if not (text.isdigit() and len(text) <= 3 and int(text) <= 255):
             raise BadInput(f"{where}, column {column} holds {_quote(cell)}; write a whole number 0..255")
-    return np.array([int(cell) for cell in rest.split(b",")], np.uint8)  # blanks around the numbers
+    return np.array([int(cell) for cell in rest.split(b",")], np.uint8)  # numbers surrounded by blanks
 
 
 def _parse_pixels(text: bytes, columns: int) -> np.ndarray | None:
-    """Comma-separated numbers of one to three digits as uint8, or None where one is anything else.
+    """Comma-separated numbers of one to three digits as uint8; None if any cell is something else.
 
-    The digits of all cells at once: many times as fast as cell by cell, and a submission has 19 million.
+    Vectorised over the cells, of which a submission has 19 million.
     """
     characters = np.frombuffer(text, np.uint8)
     ends = np.append(np.flatnonzero(characters == ord(",")), len(characters))
-    digits = np.diff(ends, prepend=-1) - 1  # of each cell
-    # Three places before the text, so that looking back from a short first cell stays inside.
+    digits = np.diff(ends, prepend=-1) - 1  # number of digits of each cell
+    # Three places of padding, so that looking back from a short first cell stays in bounds.
     values = np.concatenate([np.zeros(3, np.int16), characters.astype(np.int16) - ord("0")])
     if digits.min() < 1 or digits.max() > 3:
         return None
@@ -136,18 +134,18 @@ def _parse_pixels(text: bytes, columns: int) -> np.ndarray | None:
 
 
 def _quote(text: str | bytes) -> str:
-    """What the file holds, short and printable."""
+    """A cell's text, short and printable."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     shown = "".join(char if char.isprintable() else "?" for char in text)
     return f'"{shown[:20]}..."' if len(shown) > 20 else f'"{shown}"'
 
 
 def split_sequences(path: Path, frames: Tensor, length: int) -> list[Tensor]:
-    """(N, 3, H, W) -> sequences of (length, 3, H, W). BadInput: the rows are no whole number of sequences."""
+    """(N, 3, H, W) -> sequences of (length, 3, H, W). BadInput: N is not a multiple of ``length``."""
     missing = -len(frames) % length
     if missing:
-        raise BadInput(f"{path}: {len(frames)} rows are no whole number of sequences of --length {length}, "
-                       f"the last lacks {missing}; add the missing rows or give another --length")
+        raise BadInput(f"{path}: {len(frames)} rows are not a multiple of --length {length}, the last sequence lacks "
+                       f"{missing}; add the missing rows or give another --length")
     return list(frames.split(length))
 
 
@@ -156,42 +154,42 @@ def read_truth(path: Path, length: int, height: int, width: int) -> list[Tensor]
 
     Raises
     ------
-    BadInput : it is missing, a sequence has another length, an image has another size or cannot be read.
-    OSError : a folder may not be read.
+    BadInput : it is missing, a sequence has another length, or an image has another size or cannot be read.
+    OSError : a folder cannot be read.
     """
     if not path.is_dir():
         return split_sequences(path, read_submission(path, height, width), length)
     names = [child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
     if not names:
-        raise BadInput(f"{path}: there is no folder of a sequence in it; put frames at {path}/0/0.png, ...")
+        raise BadInput(f"{path}: holds no folder of a sequence; the frames belong in {path}/0/0.png, ...")
     return [_read_folder(path / name, length, height, width) for name in sorted(names, key=natural_order)]
 
 
 def _read_folder(folder: Path, length: int, height: int, width: int) -> Tensor:
     named = list_frames(folder, "TRUTH")
     if len(named) != length:
-        raise BadInput(f"{folder}: it holds {len(named)} frames where --length is {length}; add or remove "
-                       "frames, or give another --length")
-    begin = min(named)
-    missing = next((frame for frame in range(begin, begin + length) if frame not in named), None)
+        raise BadInput(f"{folder}: holds {len(named)} frames, but --length is {length}; add or remove frames, or give "
+                       "another --length")
+    first = min(named)
+    missing = next((frame for frame in range(first, first + length) if frame not in named), None)
     if missing is not None:
-        raise BadInput(f"{folder}: frame {missing} is missing, so rows and frames do not match; add {missing}.png")
+        raise BadInput(f"{folder}: frame {missing} is missing; add {missing}.png")
     paths = list(named.values())
     frames = np.empty((length, height, width, 3), np.uint8)
     for index, path in enumerate(paths):
         frames[index] = read_image(path, height, width)
-        # read_image resizes what has another size, and no score survives that.
+        # read_image resizes other sizes, which would falsify the score.
         with Image.open(path) as image:
             if image.size != (width, height):
-                raise BadInput(f"{path}: the image is {image.height}x{image.width} where --frame_H {height} "
-                               f"--frame_W {width} are given; give frames of the submission's size")
+                raise BadInput(f"{path}: the image is {image.height}x{image.width}, but --frame_H {height} --frame_W "
+                               f"{width} are given; give frames of the submission's size")
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
 
 def score(submission: list[Tensor], truth: list[Tensor]) -> dict:
-    """Scores of uint8 sequences (T, 3, H, W) in dB: each sequence, public, private and overall mean.
+    """Scores of uint8 sequences (T, 3, H, W) in dB: per sequence, and the public, private and overall mean.
 
-    "private" is None where no sequence is left for it. "repeat_first" holds the same of the baseline.
+    "private" is None if there are no private sequences. "repeat_first" holds the scores of repeating the first frame.
     """
     rows = []
     for index, (frames, real) in enumerate(zip(submission, truth, strict=True)):
@@ -217,32 +215,24 @@ def print_table(result: dict) -> None:
             print(f"{name:<18}{value:>12.4f}{result['repeat_first'][name]:>26.4f}")
 
 
-def run(argv: list[str] | None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise BadInput(f"--json {args.json} cannot be written; give a file in a folder that exists")
+        raise BadInput(f"--json {args.json} cannot be written; give a file in an existing folder")
     size = (args.frame_H, args.frame_W)
     submission = split_sequences(args.submission, read_submission(args.submission, *size), args.length)
     try:
         truth = read_truth(args.truth, args.length, *size)
     except OSError as error:
-        raise BadInput(f"{args.truth}: it cannot be read ({error}); check its permissions") from error
+        raise BadInput(f"{args.truth}: cannot be read ({error}); check its permissions") from error
     if len(submission) != len(truth):
-        raise BadInput(f"{args.submission} has {len(submission)} sequences, but {args.truth} "
-                       f"{len(truth)}; give the truth of the same sequences")
+        raise BadInput(f"{args.submission} has {len(submission)} sequences, but {args.truth} has {len(truth)}; give "
+                       "the truth of the same sequences")
     result = score(submission, truth)
     print_table(result)
     if args.json:
-        try:
-            write_json(args.json, result)
-        except BadInput as error:
-            raise BadInput(f"--json {args.json} cannot be written; give another file") from error
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 after one sentence on stderr."""
-    return run_main("score_submission.py", lambda: run(argv))
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main("score_submission.py", main))

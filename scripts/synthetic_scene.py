@@ -1,11 +1,10 @@
-"""A person who moves in a room before a camera: motion, skeleton, look, room, drawing of a frame and of its pose.
+"""A person moving in a room in front of a camera: motion, skeleton, look, room, drawing of frames and poses.
 
-Key poses, chained at random (`Choreography`), drive a 3D skeleton (`skeleton`) before a perspective camera; frames
-(`draw_frame`) and pose images (`draw_pose`) are drawn from that one skeleton. World axes in metres: X to the
-picture's right, Y up from the floor, Z away from the camera; yaw 0 faces the camera. The same seed gives the
-same scene: each purpose has its own random numbers (`stream`). Nothing here reads or writes a file.
+Random sequences of key poses (`Choreography`) drive a 3D skeleton (`skeleton`) in front of a perspective camera.
+Frames (`draw_frame`) and pose images (`draw_pose`) are drawn from the same skeleton. World axes in metres: X to the
+right of the picture, Y up from the floor, Z away from the camera; yaw 0 faces the camera. The same seed gives the
+same scene: each purpose has its own random stream (`stream`). Nothing here reads or writes a file.
 """
-
 import colorsys
 import functools
 from types import SimpleNamespace
@@ -14,24 +13,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 FPS = 30
-FOCAL, HORIZON = 1.1, 0.43  # focal length, and row of the horizon below the top edge, in picture heights
+FOCAL, HORIZON = 1.1, 0.43  # focal length and distance of the horizon from the top edge, in picture heights
 EYE, WALL = 1.12, 4.2  # height of the camera and distance of the back wall, metres
 SUPERSAMPLE = 4
-LOOK, ROOM, CUTS, GRAIN, TRAIN, VAL, TEST = range(7)  # one random stream for each purpose
+LOOK, ROOM, CUTS, GRAIN, TRAIN, VAL, TEST = range(7)  # purposes of random streams
 
 
 def stream(seed, *purpose):
-    """Random numbers for one purpose, so that a change in one never shifts the others."""
+    """The random generator of one purpose, so that a change in one does not affect the others."""
     return np.random.default_rng([seed, *purpose])
 
 
 def half_width(z, aspect):
-    """Half of the width that the camera sees at distance z, metres."""
+    """Half the width of the camera's view at distance z, metres."""
     return aspect * z / (2 * FOCAL)
 
 
 def project(point, size):
-    """Column, row and pixels per metre of points (..., 3) in a picture of size (height, width)."""
+    """Column, row and scale (pixels per metre) of points (..., 3) in a picture of size (height, width)."""
     point = np.asarray(point, np.float64)
     scale = FOCAL * size[0] / np.maximum(point[..., 2], 0.3)
     return size[1] / 2 + point[..., 0] * scale, HORIZON * size[0] - (point[..., 1] - EYE) * scale, scale
@@ -41,13 +40,13 @@ ARM = {"abd": 0.12, "flex": 0.0, "fore_abd": 0.08, "fore_flex": 0.2, "wave": 0.0
 
 
 def arms(sides="lr", **angles):
-    """Key pose of arms: sideways and forward angle of upper arm and forearm, amplitude of waving; radians."""
+    """A key pose of the arms in radians: sideways and forward angle of upper arm and forearm, amplitude of waving."""
     return {f"{side}_{name}": angle for side in sides for name, angle in (ARM | angles).items()}
 
 
 REST = {"crouch": 0.0, "lean": 0.02, **arms()}
 COLUMNS = ("x", "z", "yaw", *REST)
-GESTURES = {  # seconds until each key pose is reached, and the key pose
+GESTURES = {  # (seconds until the key pose is reached, key pose), ...
     "raise": ((0.8, arms(abd=2.5, fore_abd=2.75, fore_flex=0.0)), (0.4, {}), (0.8, REST)),
     "wave_l": ((0.6, arms("l", abd=1.3, flex=0.2, fore_abd=2.7, wave=0.55)), (1.2, {}), (0.6, REST)),
     "wave_r": ((0.6, arms("r", abd=1.3, flex=0.2, fore_abd=2.7, wave=0.55)), (1.2, {}), (0.6, REST)),
@@ -57,9 +56,9 @@ GESTURES = {  # seconds until each key pose is reached, and the key pose
 
 
 class Choreography:
-    """Key poses of one shot, chained by actions that each begin where the last one ended.
+    """Key poses of one shot, made of actions that each start where the previous one ended.
 
-    After the start in the middle it keeps to the sides, so that no shot stays close to its first frame.
+    The person starts in the middle and then stays at the sides, so that no shot remains similar to its first frame.
     """
 
     def __init__(self, rng, aspect):
@@ -74,7 +73,7 @@ class Choreography:
         self.poses.append(tuple(self.pose.values()))
 
     def face(self, yaw):
-        turn = (yaw - self.pose["yaw"] + np.pi) % (2 * np.pi) - np.pi  # the short way round
+        turn = (yaw - self.pose["yaw"] + np.pi) % (2 * np.pi) - np.pi  # the shorter way
         self.to(0.2 + 0.25 * abs(turn), yaw=self.pose["yaw"] + turn)
 
     def go(self, x, z):
@@ -83,12 +82,12 @@ class Choreography:
         self.to(0.3 + np.hypot(dx, dz) / self.rng.uniform(1.15, 1.45), x=x, z=z)
 
     def spot(self, z, side):
-        """A place on one side of the picture, clear of the start in the middle."""
+        """X of a place on one side of the picture, away from the middle."""
         return side * self.rng.uniform(0.4, 0.8) * (half_width(z, self.aspect) - 0.2)
 
     def gesture(self, name):
         tempo, x = self.rng.uniform(0.65, 1.0), self.pose["x"]
-        x += np.clip(self.spot(self.pose["z"], np.sign(x)) - x, -0.5, 0.5)  # a small side-step meanwhile
+        x += np.clip(self.spot(self.pose["z"], np.sign(x)) - x, -0.5, 0.5)  # a small side step at the same time
         for seconds, targets in GESTURES[name]:
             self.to(tempo * seconds, **targets, x=x)
 
@@ -108,7 +107,7 @@ class Choreography:
         self.go(0.4 * x, self.rng.uniform(1.5, 1.65))
         self.face(0.0)
         self.gesture(self.rng.choice(["wave_l", "wave_r", "raise"]))
-        self.to(1.4, x=x, z=z)  # backwards, still facing the camera
+        self.to(1.4, x=x, z=z)  # back, still facing the camera
 
     def leave(self):
         side, z = self.rng.choice([-1, 1]), self.rng.uniform(2.3, 2.8)
@@ -120,7 +119,7 @@ class Choreography:
     def perform(self, frames):
         """Pose parameters of every frame, (frames, len(COLUMNS)).
 
-        Actions come from a shuffled bag, refilled when empty, so that every long shot shows all of them.
+        Actions are drawn without replacement until all have been used, so that every long shot shows all of them.
         """
         bag = [self.walk]
         while self.times[-1] * FPS < frames:
@@ -133,12 +132,12 @@ class Choreography:
         now, times, poses = np.arange(frames) / FPS, np.array(self.times), np.array(self.poses)
         i = np.searchsorted(times, now, side="right") - 1
         u = ((now - times[i]) / (times[i + 1] - times[i]))[:, None]
-        ease = u**3 * (10 - 15 * u + 6 * u**2)  # least jerk: every key pose is reached and left at rest
+        ease = u**3 * (10 - 15 * u + 6 * u**2)  # minimum jerk: zero velocity at every key pose
         return poses[i] + (poses[i + 1] - poses[i]) * ease
 
 
 def body_axes(yaw, lean):
-    """Directions left, up and ahead of a body part in the world, (frames, 3, 3)."""
+    """World directions of left, up and ahead of a body part, (frames, 3, 3)."""
     sin, cos, zero, lean = np.sin(yaw), np.cos(yaw), 0 * yaw, np.broadcast_to(lean, yaw.shape)[:, None]
     left, up, ahead = np.stack([cos, zero, sin], 1), np.array([0.0, 1.0, 0.0]), np.stack([sin, zero, -cos], 1)
     upright, level = np.cos(lean) * up + np.sin(lean) * ahead, np.cos(lean) * ahead - np.sin(lean) * up
@@ -146,12 +145,12 @@ def body_axes(yaw, lean):
 
 
 def offset(axes, left, up, ahead):
-    """Body coordinates, metres, as a displacement in the world, (frames, 3)."""
+    """World displacement of body coordinates in metres, (frames, 3)."""
     return np.einsum("at,tac->tc", np.stack(np.broadcast_arrays(left, up, ahead, axes[:, 0, 0])[:3]), axes)
 
 
 def hanging(side, abd, flex):
-    """Body direction of a limb that points down at rest; side is 1 for left and -1 for right."""
+    """Direction, in body coordinates, of a limb that points down at rest; side is 1 for left and -1 for right."""
     return side * np.sin(abd) * np.cos(flex), -np.cos(abd) * np.cos(flex), np.sin(flex)
 
 
@@ -165,7 +164,7 @@ def skeleton(track, height, rng):
     height : float
         Height of the person, metres.
     rng : numpy.random.Generator
-        Draws the phases of the idle sway and of the steps.
+        Draws the phases of the sway and of the steps.
 
     Returns
     -------
@@ -178,8 +177,8 @@ def skeleton(track, height, rng):
     floor = body_axes(p.yaw, 0.0)
     vx, vz, spin = (np.gradient(value) * FPS for value in (p.x, p.z, p.yaw))
     ahead = vx * floor[:, 2, 0] + vz * floor[:, 2, 2]
-    aside = np.abs(vx * floor[:, 0, 0] + vz * floor[:, 0, 2]) + 0.4 * np.abs(spin)  # a turn is steps, too
-    # Steps follow the distance covered, so that feet do not slide.
+    aside = np.abs(vx * floor[:, 0, 0] + vz * floor[:, 0, 2]) + 0.4 * np.abs(spin)  # turning takes steps, too
+    # The phase follows the distance covered, so that feet do not slide.
     phase = 2 * np.pi * (np.cumsum(ahead / 1.35 + aside / 0.9) / FPS + rng.random())
     stride, step = np.minimum(np.abs(ahead), 1.1) / 1.1, np.minimum(aside, 1.0)
     chest = body_axes(p.yaw + 0.08 * slow + 0.12 * stride * np.sin(phase), p.lean + 0.03 * sway)
@@ -217,7 +216,7 @@ def skeleton(track, height, rng):
                 ("toe", "ankle", floor, 0.17, hanging(side, 0.25, sole))):
             fix(f"{s}_{name}", f"{s}_{base}", axes, *(length * part for part in place))
     feet = (body["l_ankle"] + body["r_ankle"]) / 2 - body["pelvis"]
-    shift = -p.crouch[:, None] * feet  # a squat keeps the feet where they are
+    shift = -p.crouch[:, None] * feet  # feet stay in place in a squat
     shift[:, 1] = 0.08 * k - np.minimum(body["l_ankle"][:, 1], body["r_ankle"][:, 1])
     return {name: place + shift for name, place in body.items()}
 
@@ -228,7 +227,7 @@ def linear(rgb):
 
 
 def make_look(seed, person):
-    """Height in metres of a person, and linear RGB of skin, hair and clothes."""
+    """Height of a person in metres, and colours of skin, hair and clothes in linear RGB."""
     rng = stream(seed, LOOK, person)
 
     def colour(saturation, brightness):
@@ -252,8 +251,9 @@ def draw_room(seed, person, size):
     Returns
     -------
     SimpleNamespace
-        picture (H, W, 3): linear light; glow (H, W): nearness of the lamp's pool of light, 0..1; lamp (3,): towards it;
-        first: top row of the floor, whose pixels lie at x (H - first, W) and z (H - first, 1), metres.
+        picture (H, W, 3): linear light. glow (H, W): brightness of the lamp's light, 0..1. lamp (3,): direction
+        to the lamp. first: top row of the floor. x (H - first, W), z (H - first, 1): world coordinates of the
+        floor's pixels, metres.
     """
     rng, (height, width) = stream(seed, ROOM, person), size
     image = Image.new("RGB", (width, height))
@@ -279,7 +279,7 @@ def draw_room(seed, person, size):
         face([(x, 0, WALL), (x, 9, WALL), (x, 9, 0.5), (x, 0, 0.5)], hue, wall, value * shade)
     panel(0, 0, end, 0.12, hue, wall / 2, value + 0.12)
     pool, door = end * (rng.permutation([-0.62, 0.66]) + rng.uniform(-0.05, 0.05, 2))
-    panel(door, 0, 0.5, 2.15, hue, wall, value * 0.94)  # a studio: what stands in it is of the wall's colour
+    panel(door, 0, 0.5, 2.15, hue, wall, value * 0.94)  # a studio: the door has the wall's colour
 
     rows, columns = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
     column, row, _ = project((pool, 1.7, WALL), size)
@@ -297,11 +297,11 @@ def draw_room(seed, person, size):
 
 @functools.lru_cache(maxsize=8)
 def scenery(seed, person, size):
-    """Look and room of a person for frames of size (height, width), as `draw_frame` takes them."""
+    """Look and room of a person, for `draw_frame` with frames of size (height, width)."""
     return make_look(seed, person), draw_room(seed, person, (size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE))
 
 
-PARTS = (  # from, to, radius at either end in metres, look at either end; * stands for both sides
+PARTS = (  # from, to, radius at both ends in metres, look at both ends; * means l and r
     ("pelvis", "pelvis", 0.13, 0.13, "trousers", "trousers"),
     ("*_hip", "pelvis", 0.115, 0.115, "trousers", "trousers"),
     ("*_hip", "*_knee", 0.105, 0.07, "trousers", "leg"), ("*_knee", "*_ankle", 0.068, 0.05, "leg", "leg"),
@@ -318,15 +318,15 @@ PARTS = (  # from, to, radius at either end in metres, look at either end; * sta
 
 
 def draw_body(body, look, size):
-    """Draw the body as rods with round ends; nearer surfaces hide farther ones.
+    """Draw the body as rods with round ends, with a depth buffer.
 
     Returns
     -------
-    depth (H, W), infinite off the body; surface normal (H, W, 3); colour (H, W, 3) in linear light
+    depth (H, W), infinite outside the body; surface normal (H, W, 3); colour (H, W, 3) in linear light
     """
     depth, girth = np.full(size, np.inf, np.float32), look.height / 1.72
     normal, colour = np.zeros((2, *size, 3), np.float32)
-    # Plain floats, so that the arrays below stay in single precision, which is twice as fast.
+    # Python floats keep the arrays below in single precision, which is twice as fast.
     seen = {name: [float(v) for v in (*project(place, size), place[2])] for name, place in body.items()}
     for part, side in ((rod, side) for rod in PARTS for side in ("lr" if "*" in rod[0] else "-")):
         (xa, ya, scale_a, za), (xb, yb, scale_b, zb) = (seen[name.replace("*", side)] for name in part[:2])
@@ -340,7 +340,7 @@ def draw_body(body, look, size):
         x = np.arange(x0, x1, dtype=np.float32)[None] + (0.5 - xa)
         y = np.arange(y0, y1, dtype=np.float32)[:, None] + (0.5 - ya)
         dx, dy = xb - xa, yb - ya
-        t = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)  # place along the rod
+        t = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)  # position along the rod
         radius = ra + (rb - ra) * t
         u, v = (x - t * dx) / radius, (y - t * dy) / radius
         bulge = np.sqrt(np.maximum(1 - u * u - v * v, 0))
@@ -360,9 +360,9 @@ def draw_frame(body, look, room, rng):
     body : dict of str to (3,) array
         One frame of `skeleton`.
     look, room : SimpleNamespace
-        From `scenery`; the room is SUPERSAMPLE times as large as the frame.
+        From `scenery`; the room has SUPERSAMPLE times the frame's size.
     rng : numpy.random.Generator
-        Draws the grain of the sensor.
+        Draws the sensor noise.
     """
     picture, dark = room.picture.copy(), 0.0
     for name, size, weight in (("l_ankle", 0.13, 0.9), ("r_ankle", 0.13, 0.9), ("pelvis", 0.36, 0.6)):
@@ -374,7 +374,7 @@ def draw_frame(body, look, room, rng):
     on = depth < np.inf
     normal = normal[on]
     light = 0.42 + 0.14 * normal[:, 1] + 0.62 * np.maximum(normal @ room.lamp, 0)
-    light *= (0.7 - 0.3 * normal[:, 2]) * (0.78 + 0.3 * room.glow[on])  # creases see less of the room
+    light *= (0.7 - 0.3 * normal[:, 2]) * (0.78 + 0.3 * room.glow[on])  # ambient occlusion at grazing angles
     picture[on] = colour[on] * light[:, None]
     n = SUPERSAMPLE
     small = picture.reshape(picture.shape[0] // n, n, picture.shape[1] // n, n, 3).mean((1, 3))
@@ -382,7 +382,7 @@ def draw_frame(body, look, room, rng):
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 
 
-BONES = (  # the person's right side in warm colours, the left side in cool ones
+BONES = (  # warm colours for the person's right side, cool ones for the left
     ("neck", "r_shoulder", (255, 60, 0)), ("r_shoulder", "r_elbow", (255, 120, 0)),
     ("r_elbow", "r_wrist", (240, 170, 0)), ("neck", "l_shoulder", (0, 150, 60)),
     ("l_shoulder", "l_elbow", (0, 190, 90)), ("l_elbow", "l_wrist", (0, 200, 170)),
@@ -393,7 +393,7 @@ BONES = (  # the person's right side in warm colours, the left side in cool ones
 
 
 def draw_pose(body, size):
-    """Draw the bones of one frame on white, far ones first, (frame_H, frame_W, 3) uint8."""
+    """Draw the bones of one frame on white, farthest first, (frame_H, frame_W, 3) uint8."""
     height, width = size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE
     image, radius = Image.new("RGB", (width, height), "white"), 0.02 * height
     draw = ImageDraw.Draw(image)

@@ -26,12 +26,12 @@ PROGRAMS = {"Trainer.py": Trainer.main, "Tester.py": Tester.main}
 
 def make_video(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A bright bar that wanders over a noisy background, and its poses: uint8 (count, H, W, 3) each."""
-    dice = np.random.default_rng(seed)
-    frames = np.repeat(dice.integers(20, 90, (1, H, W, 3)), count, axis=0)
+    rng = np.random.default_rng(seed)
+    frames = np.repeat(rng.integers(20, 90, (1, H, W, 3)), count, axis=0)
     labels = np.zeros_like(frames)
-    place = int(dice.integers(W))
+    place = int(rng.integers(W))
     for frame, label in zip(frames, labels, strict=True):
-        place = (place + int(dice.integers(-1, 3))) % W
+        place = (place + int(rng.integers(-1, 3))) % W
         frame[:, place] = (250, 200, 30)
         label[:, place] = 255
     return frames.astype(np.uint8), labels.astype(np.uint8)
@@ -87,7 +87,7 @@ def data(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture
 def own_data(tmp_path) -> Path:
-    """A tiny dataset that the test may damage."""
+    """A tiny dataset that the test may change."""
     return make_dataset(tmp_path / "own_data")
 
 
@@ -104,7 +104,7 @@ def refused(capsys) -> Callable[..., str]:
         code = run_main(program, lambda: PROGRAMS[program]([str(flag) for flag in flags]))
         # A progress bar ends by wiping its line with carriage returns: what follows the last of them stays.
         lines = [line.rpartition("\r")[2] for line in capsys.readouterr().err.split("\n")]
-        lines = [line for line in lines if not line.endswith("frame/s]")]  # a finished roll-out's bar
+        lines = [line for line in lines if not line.endswith("frame/s]")]  # a finished rollout's bar
         assert code == 2, lines
         assert len(lines) == 2 and lines[1] == "", lines
         assert lines[0].startswith(f"{program}: error: "), lines

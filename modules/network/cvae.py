@@ -1,95 +1,87 @@
-"""The conditional VAE: the five parts, one training clip (forward), the free-running roll-out (generate)."""
+"""The conditional VAE: its five parts, the training pass over a clip (forward) and the rollout (generate)."""
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from modules.data.histogram import HISTOGRAM_REFERENCES, match_histogram
+from modules.data.histogram import HISTOGRAM_TARGETS, match_histogram
 from modules.network.batch_norm import CrossProcessBatchNorm2d
 from modules.network.decoder import DecoderFusion, Generator
 from modules.network.encoders import FrameEncoder, LabelEncoder
 from modules.network.posterior import GaussianPredictor, reparameterize
 
 FEEDS = ("previous", "first")
-POSES_AT_ONCE = 32  # pose images encoded in one call during generation: bounds memory at any length
+POSES_AT_ONCE = 32  # poses encoded per call in generate: bounds the memory of rollouts of any length
 
 
 class CVAE(nn.Module):
-    """Predicts each frame of a video from the frame before, the pose and a latent map z.
+    """Predicts each frame of a video from the previous frame, the pose and a latent map z.
 
     Parameters
     ----------
-    F_dim, L_dim, N_dim, D_out_dim : channels of the frame features (multiple of 8), pose features (even),
+    F_dim, L_dim, N_dim, D_out_dim : channels of the frame features (multiple of 8), pose features (multiple of 2),
         latent map (multiple of 4) and fused features (multiple of 8).
-    output : "sigmoid" or "linear", the generator's last activation.
-    template_activations : slope 1.0, that is no activation, at the two places where the course's template writes
+    output : "linear" or "sigmoid", the generator's last activation.
+    template_activations : slope 1.0, that is no activation, in the two places where the course's template has
         ``LeakyReLU(True)``.
-    bptt : let the gradient through the fed-back prediction (back-propagation through time); without it the
-        prediction is detached before it is fed back.
-    match_histogram : which frame's histogram a prediction is given before it is fed back: that of the frame that was
-        fed in "previous" to it, that of the "first" frame, or neither, "off". What is returned stays as predicted.
-    reference_frame : give the decoder the features of the sequence's first frame at every step, beside those of the
-        frame before.
-    feed : what the frame encoder sees at each step: the frame before ("previous"), or always the sequence's first
-        ("first"), so that nothing is fed back and each frame depends on the first frame and its pose alone.
+    bptt : backpropagate through time. Otherwise a prediction is detached before it is fed back.
+    match_histogram : give each prediction, before it is fed back, the histogram of a target frame: the input of the
+        step that predicted it ("previous") or the first frame of the clip ("first"). The returned predictions are
+        not changed. "off": none.
+    reference_frame : give the decoder the features of a reference frame, the first of the sequence, at every step in
+        addition to those of the previous frame.
+    feed : input of the frame encoder at each step: the previous frame ("previous"), or the reference frame ("first").
+        With "first" nothing is fed back: each prediction depends only on the reference frame, its pose and z.
 
     Raises
     ------
-    ValueError : a size that the layers cannot have, or strategies that do not go together; the message names them.
+    ValueError : an argument has an invalid value, or two arguments exclude each other.
     """
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192,
-                 output: str = "sigmoid", template_activations: bool = False, bptt: bool = False,
+                 output: str = "linear", template_activations: bool = False, bptt: bool = False,
                  match_histogram: str = "off", reference_frame: bool = False, feed: str = "previous"):
         super().__init__()
         sizes = {"F_dim": (F_dim, 8), "L_dim": (L_dim, 2), "N_dim": (N_dim, 4), "D_out_dim": (D_out_dim, 8)}
         for name, (size, multiple) in sizes.items():
             if size <= 0 or size % multiple:
-                raise ValueError(f"--{name} {size}: it must be a positive multiple of {multiple}")
-        if match_histogram not in HISTOGRAM_REFERENCES:
-            raise ValueError(f'--match_histogram {match_histogram}: choose one of {", ".join(HISTOGRAM_REFERENCES)}')
+                raise ValueError(f"{name} must be a positive multiple of {multiple}, got {size}")
+        for name, value, choices in (("match_histogram", match_histogram, HISTOGRAM_TARGETS), ("feed", feed, FEEDS)):
+            if value not in choices:
+                raise ValueError(f'{name} must be one of {", ".join(choices)}, got "{value}"')
         if bptt and match_histogram != "off":
-            raise ValueError("--bptt and --match_histogram: no gradient passes a matched histogram; give --no-bptt "
-                             "or --no-match_histogram, also where the other comes from a checkpoint")
-        if feed not in FEEDS:
-            raise ValueError(f'--feed {feed}: choose one of {", ".join(FEEDS)}')
+            raise ValueError("bptt and match_histogram exclude each other: histogram matching has no gradient")
         if feed == "first" and (reference_frame or match_histogram != "off"):
-            raise ValueError("--feed first: the first frame is all that the decoder is given, and nothing is fed back; "
-                             "give --no-reference_frame and --no-match_histogram")
+            raise ValueError('feed "first" excludes reference_frame and match_histogram: the reference frame is the '
+                             'only input, and nothing is fed back')
         self.frame_encoder = FrameEncoder(F_dim)
         self.label_encoder = LabelEncoder(L_dim, template_activations)
         self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)
         self.decoder_fusion = DecoderFusion(F_dim * (2 if reference_frame else 1), L_dim, N_dim, D_out_dim)
         self.generator = Generator(D_out_dim, output)
         self.N_dim = N_dim
-        self.bptt = bptt
-        self.match_histogram = match_histogram
+        self.bptt, self.match_histogram = bptt, match_histogram
         self.reference_frame, self.feed = reference_frame, feed
-        # Two passes cost a fourth more arithmetic (see forward), but few and large calls: what a GPU is fast at. On two
-        # CPU cores one pass was measured to be the faster. None: as the device asks.
+        # How forward computes fed-back predictions. Two passes cost about 25 % more arithmetic but use few, large
+        # calls, which suits GPUs; on 2 CPU cores the sequential loop was faster. None: two passes on a GPU only.
         self.two_passes: bool | None = None
         self._compiled: dict[str, Callable] = {}
-        self.compiled_batch: int | None = None  # clips of the batches that run compiled
+        self.compiled_batch: int | None = None  # the batch size that runs compiled
 
     def forward(self, frames: Tensor, labels: Tensor, teacher_forcing: Tensor, noise: Tensor | None = None,
-                generator: torch.Generator | None = None, reference: Tensor | None = None,
-                disturbance: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict frames 2..T of training clips, one after the other.
-
-        z comes from the posterior of the frame that is being predicted; the frame before is the real one where
-        ``teacher_forcing`` says so and the prediction otherwise (the clip's first frame is as it is given).
+                generator: torch.Generator | None = None,
+                reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict frames 2..T of training clips. z_t comes from the posterior, which sees the frame to be predicted.
 
         Parameters
         ----------
         frames, labels : (B, T, 3, H, W) in [0, 1], T >= 2.
-        teacher_forcing : bool, (B,) for whole clips, or (B, T-1): entry t is for the prediction of frame t + 2. Or
-            float in [0, 1]: the share of the real frame in a blend of it and the prediction.
-            Best on the CPU: looking at it there costs no synchronisation.
-        noise : (B, T-1, N, H, W) from N(0, I); drawn from ``generator`` where it is None.
-        reference : (B, 3, H, W), the frame that stands for the first of the sequence; the clip's first where it is
-            None. Only used with ``reference_frame`` or ``feed`` "first".
-        disturbance : (B, T-1, 3, H, W), added to each prediction before it is fed back; the last is not used.
+        teacher_forcing : (B,) bool: whether the inputs of the clip's steps are real frames or predictions; or float in
+            [0, 1]: the weight of the real frame in a blend of both. The first input is always ``frames[:, 0]``.
+            Best on the CPU, where reading its values does not synchronise with the GPU.
+        noise : (B, T-1, N, H, W) from N(0, I). Default: drawn from ``generator``.
+        reference : (B, 3, H, W), the reference frame (see ``reference_frame`` and ``feed``). Default: frames[:, 0].
 
         Returns
         -------
@@ -97,35 +89,33 @@ class CVAE(nn.Module):
         mu, logvar : (B, T-1, N, H, W), of the posteriors.
         """
         batch, steps = len(frames), frames.shape[1] - 1
-        compiled = self._compiled if batch == self.compiled_batch else {}
-        encode, decode = compiled.get("encode", self.encode), compiled.get("decode", self.decode)
+        encode, decode, predict, rollout_step = self._functions(batch)
         features, poses, mu, logvar = encode(frames, labels[:, 1:])
         z = reparameterize(mu, logvar, noise, generator)
         features, poses, z = (value.transpose(0, 1) for value in (features, poses, z))  # (T or T-1, B, ..., H, W)
-
+        reference_features = None
         if self.feed == "first" or self.reference_frame:
-            reference = features[0] if reference is None else self.frame_encoder(reference)
-        if teacher_forcing.dim() == 1:
-            teacher_forcing = teacher_forcing.unsqueeze(1).expand(-1, steps)
-        forced = teacher_forcing.t()  # (T-1, B)
-        # Where frame 1 alone, which is given anyhow, is not forced, nothing is fed back.
-        if self.feed == "first" or all((forced[1:] == 1).flatten().tolist()):
-            given = reference.repeat(steps, 1, 1, 1) if self.feed == "first" else features[:-1].flatten(0, 1)
-            predictions = decode(given, poses.flatten(0, 1), z.flatten(0, 1), *self._beside(reference, steps))
-        elif (frames.is_cuda if self.two_passes is None else self.two_passes) and not self.bptt:
-            # Where predictions are fed back without a gradient, each is an input like any other once it is known. So
-            # the chain of small steps runs without a gradient, and what takes the time runs over all frames at once.
-            inputs = self._chain(frames, poses, z, forced, self._beside(reference), disturbance, compiled)
-            torch.clear_autocast_cache()  # its copies of the weights were made without a gradient
-            predictions = compiled.get("predict", self.predict)(inputs, poses.flatten(0, 1), z.flatten(0, 1),
-                                                                *self._beside(reference, steps))
+            reference_features = features[0] if reference is None else self.frame_encoder(reference)
+
+        if self.feed == "first":  # every input is the reference frame
+            predictions = decode(repeat(reference_features, steps), poses.flatten(0, 1), z.flatten(0, 1))
+        elif steps == 1 or all((teacher_forcing == 1).tolist()):  # every input is a real frame, already encoded
+            predictions = decode(features[:-1].flatten(0, 1), poses.flatten(0, 1), z.flatten(0, 1),
+                                 repeat(reference_features, steps))
         else:
-            predictions = torch.cat(self._in_turn(frames, features, poses, z, forced, self._beside(reference),
-                                                  disturbance, compiled.get("predict", self.predict)))
+            weight = real_weight(teacher_forcing, frames.device)
+            if not self.bptt and (frames.is_cuda if self.two_passes is None else self.two_passes):
+                # No gradient flows through what is fed back. So a first pass computes the inputs of all steps, one
+                # after the other and without gradients, and a second predicts all frames from them in one call.
+                inputs = self._rollout_inputs(frames, poses, z, weight, reference_features, rollout_step)
+                torch.clear_autocast_cache()  # it holds casts of the weights that were made without gradients
+                predictions = predict(inputs, poses.flatten(0, 1), z.flatten(0, 1), repeat(reference_features, steps))
+            else:
+                predictions = self._sequential(frames, features, poses, z, weight, reference_features, predict)
         return predictions.unflatten(0, (steps, batch)).transpose(0, 1), mu, logvar
 
     def encode(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All that depends on no prediction, each part in one call over all frames.
+        """Everything that depends on no prediction, with one call of each part for all frames.
 
         Parameters
         ----------
@@ -133,8 +123,8 @@ class CVAE(nn.Module):
 
         Returns
         -------
-        Features of frames (B, T, F, H, W) and of poses (B, T-1, L, H, W), mu and logvar (B, T-1, N, H, W). In memory
-        time comes first, so that the frames of one time lie together, as the steps of the roll-out take them.
+        Frame features (B, T, F, H, W), pose features (B, T-1, L, H, W), mu and logvar (B, T-1, N, H, W). Time is the
+        outermost dimension in memory, so that the rollout's steps read contiguous blocks.
         """
         batch, steps = labels.shape[:2]
         features = self.frame_encoder(frames.transpose(0, 1).flatten(0, 1))
@@ -143,75 +133,73 @@ class CVAE(nn.Module):
         return tuple(value.unflatten(0, (length, batch)).transpose(0, 1)
                      for value, length in ((features, steps + 1), (poses, steps), (mu, steps), (logvar, steps)))
 
-    def _beside(self, reference: Tensor | None, steps: int = 1) -> list[Tensor]:
-        """The reference's features (B, F, H, W) for ``steps`` steps, where the decoder takes them; else nothing."""
-        return [reference.repeat(steps, 1, 1, 1)] if self.reference_frame else []
+    def decode(self, frame_features: Tensor, pose_features: Tensor, z: Tensor,
+               reference_features: Tensor | None = None) -> Tensor:
+        """(B, F, H, W), (B, L, H, W), (B, N, H, W) and, with ``reference_frame``, (B, F, H, W) -> predicted frames
+        (B, 3, H, W)."""
+        if reference_features is not None:
+            frame_features = torch.cat([frame_features, reference_features], dim=1)
+        return self.generator(self.decoder_fusion(frame_features, pose_features, z))
+
+    def predict(self, frame: Tensor, pose_features: Tensor, z: Tensor,
+                reference_features: Tensor | None = None) -> Tensor:
+        """One step of a rollout: a frame (B, 3, H, W), then as ``decode`` -> the next frame (B, 3, H, W)."""
+        return self.decode(self.frame_encoder(frame), pose_features, z, reference_features)
 
     @torch.no_grad()
-    def _chain(self, frames: Tensor, poses: Tensor, z: Tensor, forced: Tensor, beside: list[Tensor],
-               disturbance: Tensor | None, compiled: dict[str, Callable]) -> Tensor:
-        """What each step is given, real frame or prediction: ((T-1) * B, 3, H, W), time first. Frames and disturbance
-        are (B, T or T-1, ...), ``beside`` (B, ...), all else (T-1, B, ...)."""
-        share = forced.to(frames.device, non_blocking=True)[..., None, None, None]
-        every, some = (forced == 1).all(dim=1).tolist(), (forced > 0).any(dim=1).tolist()
-        roll_out = compiled.get("roll_out", self.predict)
+    def _rollout_inputs(self, frames: Tensor, poses: Tensor, z: Tensor, weight: Tensor | None,
+                        reference_features: Tensor | None, step: Callable) -> Tensor:
+        """The input frames of all steps, ((T-1) * B, 3, H, W), time first; poses and z are (T-1, B, ...)."""
+        # Views taken under no_grad would require a gradient without having a grad_fn, which breaks autograd's tools.
+        poses, z = poses.detach(), z.detach()
+        reference_features = None if reference_features is None else reference_features.detach()
         inputs = [frames[:, 0]]
         for t in range(1, len(poses)):
-            given = frames[:, t]
-            if not every[t]:
-                fed_back = roll_out(inputs[-1], poses[t - 1], z[t - 1], *beside).to(frames.dtype)
-                fed_back = self._correct(fed_back, inputs[-1], frames[:, 0], disturbance, t)
-                given = blend(given, fed_back, share[t]) if some[t] else fed_back
-            inputs.append(given)
+            prediction = step(inputs[-1], poses[t - 1], z[t - 1], reference_features).to(frames.dtype)
+            prediction = self._matched(prediction, inputs[-1], frames[:, 0])
+            inputs.append(blend(frames[:, t], prediction, weight))
         return torch.cat(inputs)
 
-    def _in_turn(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, forced: Tensor,
-                 beside: list[Tensor], disturbance: Tensor | None, predict: Callable) -> list[Tensor]:
-        """Predict one frame after the other; shapes as in _chain, features (T, B, ...). Returns (B, 3, H, W) each."""
-        share = forced.to(features.device, non_blocking=True)[..., None, None, None]
-        every, some = (forced == 1).all(dim=1).tolist(), (forced > 0).any(dim=1).tolist()
-        # Not by index: the gradient of features[t] would be a whole stack of zeros for each t.
+    def _sequential(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, weight: Tensor | None,
+                    reference_features: Tensor | None, predict: Callable) -> Tensor:
+        """Predict one frame after the other: ((T-1) * B, 3, H, W), time first; features are (T, B, ...), poses and z
+        (T-1, B, ...)."""
+        # unbind instead of indexing: the backward of features[t] would allocate zeros for all T frames, for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
-        predictions = []
-        given = frames[:, 0]  # to the latest step
-        for t in range(len(poses)):
-            if t == 0 or every[t]:
-                given = frames[:, t]
-                predictions.append(self.decode(features[t], poses[t], z[t], *beside))
-                continue
+        given = frames[:, 0]
+        predictions = [self.decode(features[0], poses[0], z[0], reference_features)]
+        for t in range(1, len(poses)):
             fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
-            fed_back = self._correct(fed_back, given, frames[:, 0], disturbance, t)
-            given = blend(frames[:, t], fed_back, share[t]) if some[t] else fed_back
-            if some[t] and share.dtype == torch.bool:
-                # The real frames' features are known already, and their gradient is that of all frames in one call.
-                previous = torch.where(share[t], features[t], self.frame_encoder(fed_back))
-                predictions.append(self.decode(previous, poses[t], z[t], *beside))
+            fed_back = self._matched(fed_back, given, frames[:, 0])
+            given = blend(frames[:, t], fed_back, weight)
+            if weight is not None and weight.dtype == torch.bool:
+                # The real frames' features are known, and their gradient is computed in one call for all frames.
+                encoded = torch.where(weight, features[t], self.frame_encoder(fed_back))
+                predictions.append(self.decode(encoded, poses[t], z[t], reference_features))
             else:
-                predictions.append(predict(given, poses[t], z[t], *beside))
-        return predictions
+                predictions.append(predict(given, poses[t], z[t], reference_features))
+        return torch.cat(predictions)
 
-    def _correct(self, prediction: Tensor, previous: Tensor, first: Tensor, disturbance: Tensor | None = None,
-                 t: int = 0) -> Tensor:
-        """A prediction (B, 3, H, W) as it is to be fed back in step t. previous: what the step that made it was given.
-        """
-        if self.match_histogram != "off":
-            prediction = match_histogram(prediction, previous if self.match_histogram == "previous" else first)
-        return prediction if disturbance is None else prediction + disturbance[:, t - 1]
+    def _matched(self, prediction: Tensor, previous: Tensor, first: Tensor) -> Tensor:
+        """The prediction (B, 3, H, W) with the histogram of its target frame. previous: the input it came from."""
+        if self.match_histogram == "off":
+            return prediction
+        return match_histogram(prediction, previous if self.match_histogram == "previous" else first)
 
     @torch.no_grad()
     def generate(self, first_frame: Tensor, labels: Tensor, latent: str = "prior",
                  generator: torch.Generator | None = None,
                  progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Tensor:
-        """Free-running roll-out from one real frame, with evaluation statistics and without gradient.
+        """Free-running rollout from one real frame, in evaluation mode and without gradients.
 
         Parameters
         ----------
-        first_frame : (B, 3, H, W) in [0, 1]; the only real frame that is ever seen.
-        labels : (B, T, 3, H, W) in [0, 1]; the pose of frame 1 is not used.
-        latent : "prior", z ~ N(0, I) for each frame, or "mean", z = 0.
-        generator : source of z, on first_frame's device. Noise is drawn frame by frame, so that a longer
-            roll-out begins with the shorter one.
-        progress : wraps the loop over frames, for a progress bar.
+        first_frame : (B, 3, H, W) in [0, 1], the only real frame that the rollout sees.
+        labels : (B, T, 3, H, W) in [0, 1]. The pose of frame 1 is not used.
+        latent : "prior", z ~ N(0, I) at each step, or "mean", z = 0.
+        generator : source of z, on first_frame's device. Noise is drawn frame by frame, so that the start of a rollout
+            does not depend on its length.
+        progress : wraps the iterator over frames 1..T-1, for a progress bar.
 
         Returns
         -------
@@ -219,73 +207,77 @@ class CVAE(nn.Module):
 
         Raises
         ------
-        ValueError : another kind of latent.
+        ValueError : unknown ``latent``.
         """
         if latent not in ("prior", "mean"):
-            raise ValueError(f'the latent is "prior" or "mean", not "{latent}"')
+            raise ValueError(f'latent must be "prior" or "mean", got "{latent}"')
         was_training = self.training
         self.eval()
         try:
             video = first_frame.new_empty(*labels.shape[:2], *first_frame.shape[1:])
             video[:, 0] = first_frame
+            given = video[:, 0]  # a view with the strides of video[:, t]: other strides would recompile the step
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
-            predict = self._compiled.get("roll_out", self.predict)
-            given = video[:, 0]
-            beside = self._beside(self.frame_encoder(first_frame) if self.reference_frame else None)
+            step = self._compiled.get("rollout_step", self.predict)
+            reference_features = self.frame_encoder(first_frame) if self.reference_frame else None
             for t in progress(range(1, labels.shape[1])):
-                ahead = (t - 1) % POSES_AT_ONCE
-                if ahead == 0:
-                    next_labels = labels[:, t:t + POSES_AT_ONCE]
-                    # Time first, so that each step is given the same layout, however many poses there are.
-                    poses = self.label_encoder(next_labels.transpose(0, 1).flatten(0, 1)).split(len(first_frame))
+                if (t - 1) % POSES_AT_ONCE == 0:
+                    # Time first, so that each step gets the same memory layout however many poses are left.
+                    chunk = labels[:, t:t + POSES_AT_ONCE].transpose(0, 1).flatten(0, 1)
+                    poses = self.label_encoder(chunk).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = predict(given, poses[ahead], z, *beside)
+                video[:, t] = step(given, poses[(t - 1) % POSES_AT_ONCE], z, reference_features)
                 if self.feed == "previous":
-                    given = self._correct(video[:, t], given, first_frame)
+                    given = self._matched(video[:, t], given, first_frame)
             return video
         finally:
             self.train(was_training)
 
-    def decode(self, frame_features: Tensor, pose_features: Tensor, z: Tensor, *reference: Tensor) -> Tensor:
-        """(B, F, H, W), (B, L, H, W), (B, N, H, W) and, with ``reference_frame``, the first frame's features
-        (B, F, H, W) -> the predicted frame (B, 3, H, W)."""
-        if reference:
-            frame_features = torch.cat([frame_features, *reference], dim=1)
-        return self.generator(self.decoder_fusion(frame_features, pose_features, z))
-
-    def predict(self, frame: Tensor, pose_features: Tensor, z: Tensor, *reference: Tensor) -> Tensor:
-        """(B, 3, H, W), then as ``decode`` -> the frame after ``frame``, (B, 3, H, W): a roll-out's step."""
-        return self.decode(self.frame_encoder(frame), pose_features, z, *reference)
-
     def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
-        """Compile what forward (for batches of ``batch_size`` clips) and generate call once or once a frame.
+        """Compile the functions that forward calls once a clip or once a frame, and the step of generate.
 
-        Each piece is compiled when it is first called. Batches of another size, such as the last of an epoch, run
-        uncompiled instead of being compiled anew. On a GPU the steps of a roll-out are captured as CUDA graphs.
-
-        Parameters
-        ----------
-        backend : of torch.compile.
+        Each is compiled at its first call. forward uses them for batches of ``batch_size`` clips only: batches of
+        another size, such as the last of an epoch, run eagerly instead of triggering a recompilation. On a GPU the
+        rollout step is captured as a CUDA graph. ``backend``: of torch.compile.
         """
         for module in self.modules():
             if isinstance(module, CrossProcessBatchNorm2d):
-                module.keep_from_compilation()
+                module.exclude_from_compilation()
         compiled = partial(torch.compile, backend=backend, dynamic=False)
         is_graph = backend == "inductor" and next(self.parameters()).is_cuda
         step = compiled(self.predict, mode="reduce-overhead" if is_graph else None)
 
-        def roll_out(*inputs: Tensor) -> Tensor:
+        def rollout_step(*inputs: Tensor | None) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
-            return step(*inputs).clone()  # the next replay of a CUDA graph overwrites its output
+            return step(*inputs).clone()  # the next replay of the CUDA graph overwrites its output
 
         self._compiled = {"encode": compiled(self.encode), "decode": compiled(self.decode),
-                          "predict": compiled(self.predict), "roll_out": roll_out}
+                          "predict": compiled(self.predict), "rollout_step": rollout_step}
         self.compiled_batch = batch_size
 
+    def _functions(self, batch: int) -> tuple[Callable, ...]:
+        """encode, decode, predict and rollout_step for a batch of that size: compiled or eager."""
+        eager = {"encode": self.encode, "decode": self.decode, "predict": self.predict, "rollout_step": self.predict}
+        return tuple((eager | (self._compiled if batch == self.compiled_batch else {})).values())
 
-def blend(real: Tensor, prediction: Tensor, share: Tensor) -> Tensor:
-    """Frames (B, 3, H, W): the real ones where ``share``, (B, 1, 1, 1), is True or 1, and else that share of them."""
-    if share.dtype == torch.bool:
-        return torch.where(share, real, prediction)
-    return torch.lerp(prediction.to(real.dtype), real, share.to(real.dtype))
+
+def repeat(features: Tensor | None, steps: int) -> Tensor | None:
+    """The features (B, F, H, W) at every step: (steps * B, F, H, W), time first."""
+    return None if features is None else features.repeat(steps, 1, 1, 1)
+
+
+def real_weight(teacher_forcing: Tensor, device: torch.device) -> Tensor | None:
+    """Teacher forcing (B,) as the weight of the real frames in a blend, (B, 1, 1, 1); None where all are 0."""
+    if not any(teacher_forcing.tolist()):
+        return None
+    return teacher_forcing.to(device, non_blocking=True).view(-1, 1, 1, 1)
+
+
+def blend(real: Tensor, prediction: Tensor, weight: Tensor | None) -> Tensor:
+    """weight * real + (1 - weight) * prediction, for frames (B, 3, H, W) and ``real_weight``'s result."""
+    if weight is None:
+        return prediction
+    if weight.dtype == torch.bool:
+        return torch.where(weight, real, prediction)
+    return torch.lerp(prediction.to(real.dtype), real, weight.to(real.dtype))

@@ -7,7 +7,7 @@ from modules.network.layers import DepthConvBlock, ResidualBlock
 
 
 class FrameEncoder(nn.Sequential):
-    """A frame (B, 3, H, W) in [0, 1] to features (B, F_dim, H, W). F_dim is a multiple of 8."""
+    """Frame (B, 3, H, W) in [0, 1] -> features (B, F_dim, H, W). F_dim is a multiple of 8."""
 
     def __init__(self, F_dim: int):
         super().__init__(
@@ -22,17 +22,19 @@ class FrameEncoder(nn.Sequential):
 
 
 class LabelEncoder(nn.Sequential):
-    """A pose image (B, 3, H, W) in [0, 1] to features (B, L_dim, H, W). L_dim is even; H and W are at least 4.
+    """Pose image (B, 3, H, W) in [0, 1] -> features (B, L_dim, H, W). L_dim is even; H and W are at least 4.
 
-    Its BatchNorm is the only layer that looks across the batch, so a training step hands it all poses of all
-    clips in one call: one set of statistics and one running update a step, also where several processes share it.
+    Its BatchNorm is the only layer that mixes the images of a batch. So a training step encodes all poses of all clips
+    in one call: one set of batch statistics and one running update per step, in every process the same.
 
-    Pose images are nearly everywhere white. So what reaches the BatchNorm is a large constant with a small pattern on
-    it (mean 2.4, standard deviation 0.03 after a few hundred steps), which has two consequences: bfloat16 would round
-    the pattern away, so this part always computes in float32; and the constant moves with the weights, a dozen
-    standard deviations ahead of the running mean, so the statistics are estimated anew before they are used.
+    Pose images are white nearly everywhere, so the input of the BatchNorm is a large constant with a small pattern on
+    it (mean 2.4, standard deviation 0.03 after a few hundred steps). This has two consequences:
 
-    ``template_activations``: slope 1.0 for the LeakyReLU, as the course's template has it.
+    - bfloat16 would round the pattern away. This part always computes in float32, under autocast too.
+    - The constant moves with the weights, a dozen standard deviations ahead of the running mean. So the statistics are
+      recomputed before the network is evaluated: ``set_statistics(*pose_statistics(poses))``.
+
+    template_activations : slope 1.0 in the LeakyReLU, as in the course's template.
     """
 
     def __init__(self, L_dim: int, template_activations: bool = False):
@@ -49,18 +51,27 @@ class LabelEncoder(nn.Sequential):
             return super().forward(poses)
 
     @torch.no_grad()
-    def estimate_statistics(self, poses: Tensor) -> None:
-        """Set the BatchNorm's evaluation statistics to those of ``poses`` under the present weights.
+    def pose_statistics(self, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Statistics of the BatchNorm's input for ``poses`` under the current weights. Changes nothing.
 
-        Mean and unbiased variance over all values of a channel, instead of the running averages, which lag behind
-        weights that move (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3).
+        These replace the running averages, which lag behind weights that move (Wu & Johnson 2021, "Rethinking 'Batch'
+        in BatchNorm", section 3).
 
         Parameters
         ----------
-        poses : (P, 3, H, W) in [0, 1], a fair sample of the training poses.
+        poses : (P, 3, H, W) in [0, 1], a representative sample of the training poses.
+
+        Returns
+        -------
+        mean, var : (L_dim / 2,) each; per channel, over all poses and pixels. var is the unbiased variance.
         """
-        pad, convolution, norm = self[0], self[1], self[2]
+        pad, convolution = self[0], self[1]
         with torch.autocast(poses.device.type, enabled=False):
             responses = convolution(pad(poses))  # (P, L_dim / 2, H, W)
-        norm.running_mean.copy_(responses.mean(dim=(0, 2, 3)))
-        norm.running_var.copy_(responses.var(dim=(0, 2, 3)))
+        return responses.mean(dim=(0, 2, 3)), responses.var(dim=(0, 2, 3))
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Use these statistics, (L_dim / 2,) each, in evaluation mode."""
+        self[2].running_mean.copy_(mean)
+        self[2].running_var.copy_(var)

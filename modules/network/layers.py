@@ -1,4 +1,4 @@
-"""The two building blocks of every part of the network (names and layer order of the course's code)."""
+"""The building blocks of every part of the network, with the names and the layer order of the course's code."""
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +22,8 @@ class ResidualBlock(nn.Module):
 
 
 class DepthConv(nn.Module):
-    """1x1, depthwise 3x3, 1x1 convolution with a residual connection; ``adaptor`` as ``skip`` above."""
+    """1x1, depthwise 3x3 and 1x1 convolution with a residual connection: (B, in_channels, H, W) ->
+    (B, out_channels, H, W). ``adaptor`` is to this block what ``skip`` is to ResidualBlock."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The checkpoint file: written whole, read without executing anything in it, and checked before it is used."""
+"""The checkpoint file: written atomically, read without executing anything in it, checked before it is used."""
 import io
 import math
 import warnings
@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from modules.network.cvae import CVAE, FEEDS
+from modules.network.cvae import CVAE
 from modules.training.template_checkpoint import convert_template_checkpoint, is_template_checkpoint
-from utils import BadInput, atomic_write
+from utils import atomic_write
 
-FORMAT = 1
+FORMAT = 2
+CPU = torch.device("cpu")
 NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations", "reference_frame", "feed")
-ON_DEVICE = ("latent", "disturbance")  # generators whose state is of their device's kind
-NETWORK_BEFORE = {"template_activations": False, "reference_frame": False, "feed": "previous"}
-LATER_GENERATORS = ("augmentation", "disturbance", "first", "reference")  # that older files lack
-LARGEST_FRAME, LARGEST_NETWORK = 4096, 8192  # pixels a side, channels
+MAX_FRAME, MAX_CHANNELS = 4096, 8192  # pixels per side, channels
+MAX_EPOCH = 10**9
+NULLABLE_METRICS = ("val_loss", "val_psnr")
 
 
 def save(path: Path, state: dict) -> None:
@@ -27,176 +27,198 @@ def save(path: Path, state: dict) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def evaluated_weights(state: dict) -> dict[str, Tensor]:
+    """The weights to evaluate and to generate with: the averaged ones where there are any."""
+    return state["weights"] if state.get("ema") is None else state["ema"]
+
+
+def load_model(state: dict, device: torch.device = CPU, match_histogram: str | None = None) -> CVAE:
+    """The network of a checkpoint with the weights to generate with, on ``device``, in evaluation mode.
+
+    Parameters
+    ----------
+    state : from ``read``.
+    match_histogram : "off", "previous" or "first"; None: as in training.
+    """
+    model = CVAE(**state["network"], match_histogram=match_histogram or state["flags"].get("match_histogram", "off"))
+    model.load_state_dict(evaluated_weights(state))
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
 def read(path: Path) -> dict:
-    """A checkpoint of this product or of the course's template, on the CPU. Nothing in the file is executed.
+    """Read a checkpoint of this program or of the course's template, on the CPU. Nothing in the file is executed.
 
     Returns
     -------
-    A dict that holds at least model (a state_dict that fits the network, all values finite), network (NETWORK_FLAGS),
-    frame_size (H, W) and flags (name -> None, bool, number, str or list of numbers). One of the template also has
-    ``recognised``, a sentence about it, and no training state.
+    A dict with at least weights (a finite state_dict that fits the network), ema (the same, or None), network
+    (NETWORK_FLAGS), frame_size (H, W), flags (name -> None, bool, number, str or list of numbers) and epoch (trained
+    epochs, or None). One of the template also has ``template_note``, a sentence about it, and no training state.
 
     Raises
     ------
-    ValueError : no such file, a broken one, one that is no such checkpoint, or one whose weights are not those of its
-        network or not finite. The message does not name the file.
+    ValueError : no such file, a damaged one, no checkpoint, or weights that do not fit or are not finite.
     PermissionError : it may not be read.
     """
-    state = _read_checkpoint(path)
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    state = _unpickle(path)
     if is_template_checkpoint(state):
-        try:
-            state = convert_template_checkpoint(state)
-        except ValueError as error:
-            raise ValueError(f"{error}; give another checkpoint") from error
+        state = convert_template_checkpoint(state)
     else:
-        parts = {"format": int, "model": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
-        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in parts.items()):
-            raise ValueError("this is no checkpoint of Trainer.py; give one of its .ckpt files")
-        # Checkpoints from before these flags existed were trained without them.
-        state["network"] = NETWORK_BEFORE | state["network"]
-        if state["format"] != FORMAT or set(state["network"]) != set(NETWORK_FLAGS):
+        parts = {"format": int, "weights": dict, "network": dict, "frame_size": (list, tuple), "flags": dict}
+        if not isinstance(state, dict) or type(state.get("format")) is not int:
+            raise ValueError("this is not a checkpoint of Trainer.py")
+        if state["format"] != FORMAT:
             raise ValueError("it was written by another version of Trainer.py; use that version")
-        state.pop("recognised", None)
-    if len(state["frame_size"]) != 2 or not all(_is_count(side, 4, LARGEST_FRAME) for side in state["frame_size"]):
-        raise ValueError("its frame size is none; give another checkpoint")
-    for flag, value in state["flags"].items():
-        numbers = isinstance(value, list) and all(_is_number(item) for item in value)
-        if not isinstance(flag, str) or not (value is None or numbers or isinstance(value, str) or _is_number(value)
-                                             or isinstance(value, bool)):
-            raise ValueError("its flags are damaged; give another checkpoint")
-    if not (state.get("epoch") is None or _is_count(state["epoch"], 0, 10**9)):
-        raise ValueError("its epoch is no number of epochs; give another checkpoint")
-    _check_weights(state["network"], state["model"])
+        for key, kind in parts.items():
+            _require(isinstance(state.get(key), kind), key)
+        state.pop("template_note", None)
+    _check_description(state)
+    for name in ("weights", "ema"):
+        if name == "weights" or state.get("ema") is not None:
+            _check_weights(state["network"], state[name], name)
     return state
 
 
-def _read_checkpoint(path: Path) -> object:
-    if not path.is_file():
-        raise ValueError("there is no such file")
+def _unpickle(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch never compresses: a compressed part could unfold to any size.
             compressed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
             if compressed or archive.testzip() is not None:
-                raise ValueError("a compressed part, or a wrong check sum")
+                raise ValueError("a compressed part, or a wrong checksum")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it finds odd in a broken file; the error below says it better
+            warnings.simplefilter("ignore")  # about damaged files; the error below says it better
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # damaged bytes make the unpickler raise whatever it meets
-        raise ValueError("this file is broken or no checkpoint; give a .ckpt file that Trainer.py wrote") from error
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise ValueError("the file is damaged or not a checkpoint") from error
 
 
-def _check_weights(network: dict, given: dict) -> None:
-    """ValueError: ``given`` is not the state_dict of ``network``. The network is not built for that, however large."""
-    sizes = [value for flag, value in network.items() if flag.endswith("_dim")]
+def _check_description(state: dict) -> None:
+    size = state["frame_size"]
+    _require(len(size) == 2 and all(_is_count(side, 4, MAX_FRAME) for side in size), "frame size")
+    for flag, value in state["flags"].items():
+        plain = value is None or isinstance(value, str | bool) or _is_number(value)
+        _require(isinstance(flag, str) and (plain or isinstance(value, list) and all(map(_is_number, value))), "flags")
+    state.setdefault("epoch", None)
+    _require(state["epoch"] is None or _is_count(state["epoch"], 0, MAX_EPOCH), "epoch")
+    _require(set(state["network"]) == set(NETWORK_FLAGS), "network")
+    kinds = {"template_activations": bool, "reference_frame": bool, "output": str, "feed": str}
+    for name, value in state["network"].items():
+        _require(type(value) is kinds.get(name, int) and (name in kinds or value <= MAX_CHANNELS), f"network: {name}")
+
+
+def _check_weights(network: dict, given: object, part: str) -> None:
+    """ValueError if ``given`` is not a finite state_dict of ``network``, which is never built, however large."""
+    _require(isinstance(given, dict), part)
     try:
-        if not all(_is_count(size, 1, LARGEST_NETWORK) for size in sizes):
-            raise ValueError("its channels are no sizes")
-        if not isinstance(network["template_activations"], bool) or network["output"] not in ("sigmoid", "linear"):
-            raise ValueError("its activations are none")
-        if not isinstance(network["reference_frame"], bool) or network["feed"] not in FEEDS:
-            raise ValueError("its inputs are none")
         with torch.device("meta"):
             expected = CVAE(**network).state_dict()
     except ValueError as error:
-        raise ValueError(f"its network cannot be ({error}); give another checkpoint") from error
+        raise ValueError(f"the checkpoint is damaged (network: {' '.join(str(error).split())})") from error
     for name in [*expected, *(given.keys() - expected.keys())]:
         if name not in expected or not _fits(given.get(name), expected[name]):
-            raise ValueError(f"it is from another network ({str(name)[:80]!r} does not fit); give a checkpoint of this "
-                             "network")
+            raise ValueError(f"{part}: {str(name)[:80]!r} does not fit the network")
     if not all(tensor.isfinite().all() for tensor in given.values()):
-        raise ValueError("its weights hold NaN or infinite values; give an earlier one")
+        raise ValueError(f"{part} are non-finite; use an earlier checkpoint")
 
 
 def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter], generators: dict[str, torch.Generator],
                          tables: dict[str, tuple[str, ...]]) -> None:
-    """Look whether a checkpoint holds what a run of such parameters needs to go on. Nothing is changed.
+    """Check that a checkpoint holds all that training needs to continue. Nothing is changed.
 
     Parameters
     ----------
-    state : as ``read`` returns it. tables : the columns of the run's tables, by name.
+    state : from ``read``. tables : columns of the run's tables, by name.
 
     Raises
     ------
-    ValueError : a part of it is missing, of another type or shape, or out of range.
+    ValueError : a part is missing, has another type or shape, or is out of range.
     """
+    _require(_is_count(state.get("epoch"), 0, MAX_EPOCH), "epoch")
+    best = state.get("best_psnr")
+    _require(isinstance(best, float) and not math.isnan(best), "best_psnr")
+    _require(_is_count(state.get("ema_steps"), 0, 2**62), "ema_steps")
+    _require(isinstance(state.get("device"), str), "device")
+    _require({"replay", "progress"} <= state.keys(), "replay, progress")
+    for name, columns in tables.items():
+        _check_table(state.get(name), name, columns, state["epoch"])
+    _check_optimizer(state.get("optimizer"), list(named_parameters.values()))
+    _check_generators(state.get("generators"), generators, state["device"])
+    if state.get("replay") is not None:
+        _check_replay(state["replay"], state["frame_size"])
+    if state.get("progress") is not None:
+        _check_progress(state["progress"])
 
-    def require(condition: bool, part: str) -> None:
-        if not condition:
-            raise ValueError(f"its training state is damaged ({part}); start from another checkpoint")
 
-    def require_dict(value: object, part: str) -> dict:
-        require(isinstance(value, dict), part)
-        return value
+def _check_table(rows: object, name: str, columns: tuple[str, ...], epochs: int) -> None:
+    _require(isinstance(rows, list) and len(rows) == epochs, name)
+    for epoch, row in enumerate(rows):
+        _require(isinstance(row, dict) and row.keys() == set(columns) and row["epoch"] == epoch, name)
+        _require(all(_is_number(value) or (value is None and column in NULLABLE_METRICS)
+                     for column, value in row.items()), name)
 
-    epoch, best = state.get("epoch"), state.get("best_psnr")
-    require(_is_count(epoch, 0, 10**9), "epoch")
-    require(isinstance(best, float) and not math.isnan(best), "best_psnr")
-    for part, columns in tables.items():
-        rows = state.get(part)
-        require(isinstance(rows, list) and len(rows) == epoch, part)
-        for index, row in enumerate(rows):
-            # Rows from before this column existed lack it.
-            require(isinstance(row, dict) and row.keys() | ({"skipped"} & set(columns)) == set(columns), part)
-            require(all(_is_number(value) or (value is None and name in ("val_loss", "val_psnr", "skipped"))
-                        for name, value in row.items()) and row["epoch"] == index, part)
 
-    replay = state.get("replay")
-    if replay is not None:
-        require_dict(replay, "replay")
-        predictions, is_known = replay.get("predictions"), replay.get("is_known")
-        shape = (len(is_known) if isinstance(is_known, Tensor) and is_known.dim() == 1 else 0, 3, *state["frame_size"])
-        require(_fits(predictions, torch.empty(shape, dtype=torch.uint8, device="meta"))
-                and _fits(is_known, torch.empty(shape[0], dtype=torch.bool)) and _is_count(replay.get("of"), 0, 2**32)
-                and replay.keys() == {"predictions", "is_known", "of"}, "replay")
-    latest = require_dict(state.get("latest", {}), "latest")  # empty, or missing in an old file, without an average
-    require(latest.keys() in (set(), named_parameters.keys()), "latest")
-    require(all(_fits(value, named_parameters[name]) and bool(value.isfinite().all())
-                for name, value in latest.items()), "latest")
-    steps = state.get("averaged_steps", torch.zeros((), dtype=torch.float64))
-    require(_fits(steps, torch.zeros((), dtype=torch.float64)) and 0 <= steps.item() < math.inf, "averaged_steps")
-    parameters = list(named_parameters.values())
-    moments = require_dict(require_dict(state.get("optimizer"), "optimizer").get("state"), "optimizer")
-    require(moments.keys() in (set(), set(range(len(parameters)))), "optimizer")
+def _check_optimizer(moments: object, parameters: list[nn.Parameter]) -> None:
+    _require(isinstance(moments, dict) and moments.keys() in (set(), set(range(len(parameters)))), "optimizer")
     for index, moment in moments.items():
-        moment = require_dict(moment, "optimizer")
+        _require(isinstance(moment, dict), "optimizer")
         for name, like in (("step", torch.tensor(0.0)), ("exp_avg", parameters[index]),
                            ("exp_avg_sq", parameters[index])):
-            require(_fits(moment.get(name), like) and bool(moment[name].isfinite().all()), f"optimizer: {name}")
-    require(isinstance(state.get("device"), str), "device")
-    for purpose, generator in generators.items():
-        saved = require_dict(state.get("generators"), "generators").get(purpose)
-        if purpose in LATER_GENERATORS and purpose not in state["generators"]:
-            continue
-        # Useless on a device of another kind.
-        if purpose not in ON_DEVICE or generator.device.type == state.get("device"):
-            try:
-                torch.Generator(generator.device).set_state(saved)
-            except (RuntimeError, TypeError, AttributeError):
-                require(False, f"generators: {purpose}")
+            _require(_fits(moment.get(name), like) and bool(moment[name].isfinite().all()), f"optimizer: {name}")
 
-    progress = state.get("progress")
-    if progress is None:
-        return
-    require_dict(progress, "progress")
-    order, forced = progress.get("order"), progress.get("forced")
-    require(isinstance(order, Tensor) and order.dim() == 1 and _fits(order, torch.empty(len(order), dtype=torch.int64))
-            and torch.equal(order.sort().values, torch.arange(len(order))), "progress: order")
-    require("forced" in progress and (forced is None or _fits(forced, torch.empty(1, dtype=torch.bool))),
-            "progress: forced")
-    require(_is_count(progress.get("clips"), 0, len(order)), "progress: clips")
-    sums = progress.get("sums")
-    require(_fits(sums, torch.empty(6, dtype=torch.float64)) and bool(sums.isfinite().all())
-            and bool((sums[4:] >= 0).all() and (sums[4:] <= progress["clips"]).all()), "progress: sums")
-    require(_is_count(progress.get("forced_clips"), 0, len(order)), "progress: forced_clips")
-    for name in ("lr", "seconds"):
-        require(_is_number(progress.get(name)) and 0 <= progress[name] < math.inf, f"progress: {name}")
+
+def _check_generators(saved: object, generators: dict[str, torch.Generator], device: str) -> None:
+    _require(isinstance(saved, dict) and saved.keys() == generators.keys(), "generators")
+    for purpose, generator in generators.items():
+        if is_portable(purpose, generator, device):
+            try:
+                torch.Generator(generator.device).set_state(saved[purpose])
+            except (RuntimeError, TypeError, AttributeError):
+                _require(False, f"generators: {purpose}")
+
+
+def is_portable(purpose: str, generator: torch.Generator, device: str) -> bool:
+    """Whether a generator's state that was saved on ``device`` fits: the latent's is of its device's kind."""
+    return purpose != "latent" or generator.device.type == device
+
+
+def _check_replay(replay: object, frame_size: list[int]) -> None:
+    _require(isinstance(replay, dict) and replay.keys() == {"predictions", "is_known", "checksum"}, "replay")
+    is_known = replay["is_known"]
+    _require(isinstance(is_known, Tensor) and is_known.dim() == 1, "replay")
+    frames = torch.empty((len(is_known), 3, *frame_size), dtype=torch.uint8, device="meta")
+    _require(_fits(replay["predictions"], frames) and _fits(is_known, torch.empty(len(is_known), dtype=torch.bool))
+             and _is_count(replay["checksum"], 0, 2**32), "replay")
+
+
+def _check_progress(progress: object) -> None:
+    _require(isinstance(progress, dict)
+             and progress.keys() == {"order", "forced", "sums", "clips", "forced_clips", "lr", "seconds"}, "progress")
+    order, forced, sums = progress["order"], progress["forced"], progress["sums"]
+    _require(isinstance(order, Tensor) and order.dim() == 1 and _fits(order, torch.empty(len(order), dtype=torch.int64))
+             and torch.equal(order.sort().values, torch.arange(len(order))), "progress: order")
+    _require(forced is None or _fits(forced, torch.empty(1, dtype=torch.bool)), "progress: forced")
+    forced_clips = progress["forced_clips"]
+    _require(_is_count(progress["clips"], 0, len(order)) and type(forced_clips) is float
+             and 0 <= forced_clips <= len(order), "progress: clips")
+    _require(isinstance(sums, dict) and sums.keys() == {"loss", "mse", "kl", "psnr", "clips", "skipped"}
+             and all(type(value) is float and math.isfinite(value) for value in sums.values())
+             and all(0 <= sums[name] <= progress["clips"] for name in ("clips", "skipped")), "progress: sums")
+    _require(all(type(progress[name]) is float and 0 <= progress[name] < math.inf for name in ("lr", "seconds")),
+             "progress: time")
+
+
+def _require(condition: bool, part: str) -> None:
+    if not condition:
+        raise ValueError(f"the checkpoint is damaged ({part}); use another one")
 
 
 def _fits(tensor: object, like: Tensor) -> bool:
-    """Whether it is a plain tensor on the CPU with the shape and type of ``like``."""
+    """Whether it is a plain tensor on the CPU with the shape and dtype of ``like``."""
     return (isinstance(tensor, Tensor) and tensor.shape == like.shape and tensor.dtype == like.dtype
             and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.requires_grad)
 
@@ -207,11 +229,3 @@ def _is_count(value: object, least: int, most: int) -> bool:
 
 def _is_number(value: object) -> bool:
     return type(value) is float or _is_count(value, -2**63, 2**63)
-
-
-def load_checkpoint(path: Path) -> dict:
-    """``read`` for a file that the user has named. BadInput: it cannot be used."""
-    try:
-        return read(path)
-    except ValueError as error:
-        raise BadInput(f"--ckpt_path {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""metrics.csv, timing.csv and TensorBoard events of a run."""
+"""metrics.csv, timing.csv, psnr_*.csv and TensorBoard events of a run."""
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -14,19 +14,20 @@ TIMING = ("epoch", "train_seconds", "val_seconds", "frames_per_second")
 
 
 class MetricLog:
-    """metrics.csv, timing.csv and TensorBoard events of a run.
+    """The tables of a run and the same numbers for TensorBoard.
 
-    The rows live in the checkpoint and the CSV files are written from them, so that whatever happens between
-    two epochs, a resumed run neither doubles nor loses a row.
+    The rows live in the checkpoint and the CSV files are written from them, so that a resumed run neither repeats nor
+    loses a row, wherever it was interrupted.
     """
 
     def __init__(self, folder: Path, metrics: list[dict], timing: list[dict]):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only a training run pays for it
         self.folder, self.metrics, self.timing = folder, metrics, timing
-        # Its thread would show a stack trace where the disk refuses; the next call raises the same error.
-        threading.excepthook = _quiet_about_disks
+        # Its thread would print a traceback on a disk error; the next call raises the same error.
+        threading.excepthook = _ignore_disk_errors
         # Events of epochs that the checkpoint does not know were written by a process that died: hide them.
         self.board = SummaryWriter(str(folder), purge_step=len(metrics))
+        self.write()
 
     def add(self, metrics: dict, timing: dict) -> None:
         """Append one epoch's rows and show them in TensorBoard."""
@@ -51,13 +52,28 @@ class MetricLog:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """What its thread has failed of, TensorBoard raises in the next call, and without the file's name."""
+        """TensorBoard raises its thread's error in the next call, without the file's name."""
         try:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.folder / "events.out.tfevents")) from error
 
 
-def _quiet_about_disks(args: threading.ExceptHookArgs) -> None:
+def write_psnr(path: Path, epoch: int, psnr: torch.Tensor) -> None:
+    """Write the PSNR of each frame (T,) of a validation rollout, frame 0 left out, to compare runs frame by frame."""
+    rows = [{"epoch": epoch, "frame": frame, "psnr": value} for frame, value in enumerate(psnr.tolist())]
+    write_table(path, ("epoch", "frame", "psnr"), rows[1:])
+
+
+def _ignore_disk_errors(args: threading.ExceptHookArgs) -> None:
     if not isinstance(args.exc_value, OSError):
         threading.__excepthook__(args)
+
+
+def describe_epoch(row: dict, num_epoch: int, evaluation: object | None) -> str:
+    """An epoch's row of metrics.csv as a line to read. ``evaluation``: of the validation, or None."""
+    val = "" if evaluation is None else f"  val {evaluation}  val loss {row['val_loss']:.5f}"
+    skipped = f"  {row['skipped']} non-finite steps skipped" if row["skipped"] else ""
+    return (f"epoch {row['epoch']}/{num_epoch - 1}{val}  loss {row['train_loss']:.4f}  MSE {row['train_mse']:.4f}  "
+            f"KL {row['train_kl']:.4g}  beta {row['beta']:.3g}  teacher forcing {row['tfr']:.2f} (used "
+            f"{row['tf_used']:.0%})  lr {row['lr']:.2e}{skipped}")

@@ -1,4 +1,4 @@
-"""Steps whose numbers went bad: skipped, undone and counted on the device, without the host waiting for it."""
+"""Steps with a non-finite loss or gradient: skipped, undone and counted on the device."""
 import torch
 from torch import Tensor, nn
 
@@ -6,47 +6,49 @@ from torch import Tensor, nn
 class NonFiniteStepGuard:
     """Takes optimiser steps, and skips those whose loss or gradient is not finite.
 
-    Whether a step is good is known on the device only, and asking would make the host wait for it in every step. So
-    the decision stays there: a fused optimiser leaves weights and moments alone where its ``found_inf`` is 1 (the way
-    in which torch.amp.GradScaler skips steps), and the buffers are put back with torch.where.
+    Whether a step is finite is known on the device only, and reading it would make the host wait in every step. So the
+    decision stays there: a fused optimiser leaves weights and moments unchanged where its ``found_inf`` is 1 (as
+    torch.amp.GradScaler skips steps), and the buffers are restored with torch.where.
 
     Parameters
     ----------
-    model : its buffers (BatchNorm's running statistics) go back with a skipped step.
+    model : its buffers (BatchNorm's running statistics) are restored with a skipped step.
     optimizer : a fused one, over the model's parameters.
+
+    Attributes
+    ----------
+    streak : float64 (5,), on the device: how many steps up to the latest were skipped in a row, and the loss, MSE, KL
+        and gradient norm of the first of them.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
         self.buffers = list(model.buffers())
-        device = next(model.parameters()).device
-        # Of the skipped steps in a row that end with the latest step: how many, and what the first of them had:
-        # loss, MSE, KL, gradient norm.
-        self.streak = torch.zeros(5, dtype=torch.float64, device=device)
+        self.streak = torch.zeros(5, dtype=torch.float64, device=next(model.parameters()).device)
 
-    def remember(self) -> None:
-        """Call before the forward pass, which moves the running statistics."""
+    def snapshot(self) -> None:
+        """To be called before the forward pass, which updates the running statistics."""
         self.before = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
     def step(self, parts: Tensor, gradient_norm: Tensor) -> Tensor:
-        """Take the optimiser's step, or undo what this step has changed so far.
+        """Take the optimiser's step, or undo what this training step has changed so far.
 
         Parameters
         ----------
-        parts : (3,) loss, MSE, KL. gradient_norm : a scalar, over all parameters. Both on the device.
+        parts : (3,) loss, MSE, KL. gradient_norm : scalar, over all parameters. Both on the device.
 
         Returns
         -------
-        bool scalar on the device: whether the step counts.
+        bool scalar on the device: whether the step was finite.
         """
-        seen = torch.cat([parts.double(), gradient_norm.double().view(1)])
-        good = seen.isfinite().all()
-        self.optimizer.found_inf = (~good).float()
+        values = torch.cat([parts.double(), gradient_norm.double().view(1)])
+        is_finite = values.isfinite().all()
+        self.optimizer.found_inf = (~is_finite).float()
         self.optimizer.step()
-        del self.optimizer.found_inf  # whoever steps it elsewhere must not skip
+        del self.optimizer.found_inf  # a step taken elsewhere must not be skipped
         for buffer, before in zip(self.buffers, self.before, strict=True):
-            buffer.copy_(torch.where(good, buffer, before))
-        first = torch.where(self.streak[0] > 0, self.streak[1:], seen)
-        self.streak.copy_(torch.where(good, 0.0, torch.cat([self.streak[:1] + 1, first])))
-        return good
+            buffer.copy_(torch.where(is_finite, buffer, before))
+        first = torch.where(self.streak[0] > 0, self.streak[1:], values)
+        self.streak.copy_(torch.where(is_finite, 0.0, torch.cat([self.streak[:1] + 1, first])))
+        return is_finite

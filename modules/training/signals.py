@@ -1,69 +1,42 @@
-"""A run that is asked to end ends well: signals are noted, and the run looks at the note between two steps."""
-import contextlib
-import math
-import os
+"""Stop requests: the first signal is noted, and the run stops between two steps."""
 import signal
-import sys
 import threading
-import time
 
-from utils import is_main_process
+from utils import logger, read_rank
 
 
 class StopSignals:
-    """Within it, the first Ctrl-C, SIGTERM or SIGHUP is only noted in ``number``; the second ends the process at once.
+    """While it is active, the first Ctrl-C, SIGTERM or SIGHUP is noted in ``number``.
 
-    The main thread may be inside one long tensor operation, and Python would run a signal's handler only after that.
-    So a thread waits for the signals at the other end of a pipe.
+    After that the default handlers are back, so that a second one ends the process inside any operation. Under
+    torchrun, which passes on a signal that the terminal has already sent to its processes, and kills them itself after
+    a while, later signals are ignored instead.
     """
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-    ONE_REQUEST = 0.5  # seconds within which a launcher and a terminal may both pass on the same wish
 
     def __init__(self):
         self.number: int | None = None
-        self._watcher: threading.Thread | None = None
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
-            return self  # a notebook's thread: Python leaves signals to the main one
-        self._end, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._handlers = {}
+            return self  # a notebook's thread: Python delivers signals to the main one
         for name in self.NAMES:
             number = getattr(signal, name, None)
-            # Who started the process with nohup, say, wants a signal ignored.
+            # Whoever started the process with nohup wants a signal ignored.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, lambda *_: None) or signal.SIG_DFL
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+                self._previous[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_) -> None:
-        if self._watcher is None:
-            return
-        for number, handler in self._handlers.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._before)
-        os.write(self._write, b"\0")
-        self._watcher.join()
-        os.close(self._write)
-        os.close(self._end)
 
-    @staticmethod
-    def _acknowledge(number: int) -> None:
-        if is_main_process():
-            with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
-                print(f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once",
-                      file=sys.stderr, flush=True)
-
-    def _watch(self) -> None:
-        since = math.inf
-        while (number := os.read(self._end, 1)[0]) != 0:
-            if number not in self._handlers:
-                continue
-            if self.number is None:
-                self.number, since = number, time.monotonic()
-                self._acknowledge(number)
-            elif time.monotonic() - since > self.ONE_REQUEST:
-                os._exit(128 + number)
+    def _note(self, number: int, _) -> None:
+        if self.number is not None:
+            return
+        self.number = number
+        if read_rank().world_size == 1:
+            for other in self._previous:
+                signal.signal(other, signal.SIG_DFL)
+        logger.warning("%s: finishing the step and saving; repeat to leave at once", signal.Signals(number).name)

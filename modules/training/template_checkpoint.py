@@ -1,11 +1,11 @@
-"""Checkpoints of the course's own template, read into this network."""
+"""Checkpoints of the course's own template, converted for this network."""
 from torch import Tensor
 
 PARTS = {"frame_transformation": "frame_encoder", "label_transformation": "label_encoder",
          "Gaussian_Predictor": "gaussian_predictor", "Decoder_Fusion": "decoder_fusion", "Generator": "generator"}
-FRAME_SIZE = [32, 64]  # the course's; its checkpoints do not hold one
+FRAME_SIZE = [32, 64]  # the course's; its checkpoints do not store one
 
-# Where each size can be read: a weight's name, its dimension, and what the size has to be multiplied with.
+# Where each size can be read: a weight's name, and how many times the size its first dimension is.
 SIZES = {"F_dim": ("frame_transformation.6.weight", 1), "L_dim": ("label_transformation.4.conv2.weight", 1),
          "N_dim": ("Gaussian_Predictor.6.weight", 2), "D_out_dim": ("Decoder_Fusion.5.weight", 1)}
 
@@ -17,20 +17,20 @@ def is_template_checkpoint(content: object) -> bool:
 
 
 def convert_template_checkpoint(content: dict) -> dict:
-    """The template's checkpoint as one of this product that holds weights only.
+    """Convert the template's checkpoint into one of this program that holds weights only.
 
-    The template computes without the last activation, and with slope 1.0, that is none, where it writes
-    ``LeakyReLU(True)``: after the label encoder's BatchNorm and before the Gaussian predictor's last convolution. Its
-    "optimizer" is the model's state once more, so there is no training state to go on with.
+    The template has no activation after the last convolution, and writes ``LeakyReLU(True)``, which is slope 1.0 and
+    thus no activation, after the label encoder's BatchNorm and before the Gaussian predictor's last convolution. Its
+    "optimizer" is a second copy of the model's state, so there is no training state to continue from.
 
     Parameters
     ----------
-    content : "state_dict" and, perhaps, "last_epoch", "lr" and "tfr".
+    content : "state_dict" and, optionally, "last_epoch", "lr" and "tfr".
 
     Returns
     -------
-    model, network, frame_size, flags as a checkpoint of Trainer.py has them; epoch : trained epochs or None;
-    recognised : a sentence about what was found.
+    weights, ema (None), network, frame_size, flags as in a checkpoint of Trainer.py; epoch : trained epochs or None;
+    template_note : a sentence about what was found.
 
     Raises
     ------
@@ -38,25 +38,26 @@ def convert_template_checkpoint(content: dict) -> dict:
     """
     weights = content["state_dict"]
     network = {}
-    for size, (name, times) in SIZES.items():
+    for size, (name, factor) in SIZES.items():
         weight = weights.get(name)
-        if not isinstance(weight, Tensor) or weight.dim() != 4 or len(weight) % times:
-            raise ValueError(f"it looks like one of the course's template, but {name} is missing or no convolution")
-        network[size] = len(weight) // times
+        if not isinstance(weight, Tensor) or weight.dim() != 4 or len(weight) % factor:
+            raise ValueError(f"it looks like a checkpoint of the course's template, but {name} is missing or not a "
+                             "convolution")
+        network[size] = len(weight) // factor
     network |= {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous"}
 
-    model = {}
+    converted = {}
     for name, weight in weights.items():
         part, _, inner = str(name).partition(".")
-        model[f"{PARTS.get(part, part)}.{inner}"] = weight
-    found = [f"{flag} {value}" for flag, value in network.items() if flag in SIZES]
+        converted[f"{PARTS.get(part, part)}.{inner}"] = weight
+    found = [f"{size} {network[size]}" for size in SIZES]
     last = content.get("last_epoch")
     if type(last) is int and 0 <= last < 10**9:
         found.append(f"last epoch {last}")
     else:
         last = None
     found += [f"{key} {content[key]:g}" for key in ("lr", "tfr") if type(content.get(key)) is float]
-    recognised = (f"a checkpoint of the course's template ({', '.join(found)}): weights only, linear output, slope 1.0 "
-                  "where the template writes LeakyReLU(True)")
-    return {"model": model, "network": network, "frame_size": FRAME_SIZE, "flags": network,
-            "epoch": None if last is None else last + 1, "recognised": recognised}
+    note = (f"a checkpoint of the course's template ({', '.join(found)}): weights only, linear output, slope 1.0 where "
+            "the template writes LeakyReLU(True)")
+    return {"weights": converted, "ema": None, "network": network, "frame_size": FRAME_SIZE, "flags": network,
+            "epoch": None if last is None else last + 1, "template_note": note}

@@ -1,12 +1,10 @@
-"""The course's loop written out plainly: what the optimised is compared with, in results by a test and in time by
-benchmark.py.
+"""The baseline: the course's training loop and rollout, written plainly.
 
-Every part of the network is called frame by frame, in eager float32 (or whatever the model is in) and in the memory
-layout that PyTorch starts with; Adam is the plain one. Only the label encoder sees the poses 2..T of all clips in one
-call, as in every training step: its BatchNorm's statistics are those of the whole batch.
-
-A generation takes all sequences as one batch, where the course takes one after the other, so that a comparison is of
-the implementation alone. All arguments are those of modules/cvae.py, in the same shapes.
+The optimised implementation is compared with it, by a test for equal results and by benchmark.py for time. Every part
+of the network is called frame by frame, in eager mode, in the model's precision (float32) and in PyTorch's default
+memory layout, with the plain Adam. Only the label encoder sees the poses 2..T of all clips in one call, as in every
+training step, because its BatchNorm uses the statistics of the whole batch. The rollout takes all sequences as one
+batch, where the course takes them one by one, so that the comparison is of the implementation only.
 """
 from collections.abc import Callable, Iterable
 
@@ -21,12 +19,12 @@ MODES = ("free_running", "teacher_forced", "bptt")
 
 
 def clip_loss(model: CVAE, frames: Tensor, labels: Tensor, noise: Tensor, beta: float, mode: str) -> Tensor:
-    """The loss of a batch of clips, a scalar: the sum over frames 2..T of MSE + beta * KL, averaged over the clips.
+    """The loss of a batch of clips, a scalar: MSE + beta * KL, summed over the frames 2..T, averaged over the clips.
 
     Parameters
     ----------
     frames, labels : (B, T, 3, H, W) in [0, 1]. noise : (B, T-1, N, H, W) from N(0, I).
-    mode : what is fed to the next step. "teacher_forced": the real frame; "free_running": the prediction, detached;
+    mode : the input of the next step. "teacher_forced": the real frame; "free_running": the prediction, detached;
         "bptt": the prediction.
     """
     batch, length = frames.shape[:2]
@@ -45,12 +43,12 @@ def clip_loss(model: CVAE, frames: Tensor, labels: Tensor, noise: Tensor, beta: 
 
 
 def train_step(model: CVAE, optimizer: torch.optim.Optimizer, frames: Tensor, labels: Tensor, noise: Tensor,
-               beta: float, mode: str, largest_norm: float) -> float:
-    """One update of the weights. Returns the loss, for which the host waits, as in the course's loop."""
+               beta: float, mode: str, max_norm: float) -> float:
+    """One update of the weights. Returns the loss; reading it synchronises with the device, as in the course's loop."""
     optimizer.zero_grad()
     loss = clip_loss(model, frames, labels, noise, beta, mode)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     return loss.item()
 
@@ -58,7 +56,17 @@ def train_step(model: CVAE, optimizer: torch.optim.Optimizer, frames: Tensor, la
 @torch.no_grad()
 def generate(model: CVAE, first_frame: Tensor, labels: Tensor, generator: torch.Generator,
              progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Tensor:
-    """The free-running roll-out, z ~ N(0, I), of a model in evaluation mode: uint8 (B, T, 3, H, W) on the CPU."""
+    """Free-running rollout with z ~ N(0, I) of a model in evaluation mode.
+
+    Parameters
+    ----------
+    first_frame : (B, 3, H, W) in [0, 1]. labels : (B, T, 3, H, W) in [0, 1].
+    generator : source of z, on first_frame's device. progress : wraps the loop over the frames.
+
+    Returns
+    -------
+    uint8 (B, T, 3, H, W) on the CPU.
+    """
     video = [first_frame]
     for t in progress(range(1, labels.shape[1])):
         z = torch.randn(len(first_frame), model.N_dim, *first_frame.shape[2:], generator=generator,

@@ -1,9 +1,9 @@
-"""Photograph an HTML file in a headless browser, as a phone and a desktop show it.
+"""Take screenshots of an HTML file in a headless browser, in the size of a phone and of a desktop.
 
     python scripts/dev/screenshot.py report.html --save_root DIR        DIR/report_390.png, DIR/report_1280.png
 
-Network and JavaScript are off. It ends with an error where the page asks for anything outside its file, or is wider
-than the screen. Needs Playwright, and a Chromium: the one on this machine, or Playwright's own.
+Network and JavaScript are off. It fails if the page requests anything outside its file or is wider than the screen.
+Needs Playwright and Chromium: an installed one, or Playwright's own.
 """
 import contextlib
 import shutil
@@ -15,25 +15,25 @@ from modules.config.parser import FlagParser, folder_name, number  # noqa: E402
 from utils import BadInput, check_writable, run_main  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
-HOW_TO_GET = "install them with: python -m pip install playwright && python -m playwright install chromium"
+INSTALL = "install them with: python -m pip install playwright && python -m playwright install chromium"
 HEIGHTS = {False: 900, True: 844}  # of a desktop's window, of a phone's screen
 PHONE_UP_TO = 600  # pixels of width
 
 
 @contextlib.contextmanager
 def open_browser():
-    """A headless Chromium. BadInput: there is none, or it does not start."""
+    """A headless Chromium. BadInput: it is not installed or does not start."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise BadInput(f"this needs Playwright and a Chromium; {HOW_TO_GET}") from error
+        raise BadInput(f"this needs Playwright and Chromium; {INSTALL}") from error
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
         try:
-            # A container's user is often root, for whom Chromium has no sandbox; it shows local files only.
+            # In containers the user is often root, for whom Chromium has no sandbox. Only local files are shown.
             browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except Error as error:
-            raise BadInput(f"no Chromium can be started ({str(error).splitlines()[0]}); {HOW_TO_GET}") from error
+            raise BadInput(f"Chromium does not start ({str(error).splitlines()[0]}); {INSTALL}") from error
         try:
             yield browser
         except Error as error:
@@ -42,32 +42,32 @@ def open_browser():
             browser.close()
 
 
-def photograph(browser, page: Path, width: int, picture: Path) -> list[str]:
-    """Write a PNG of the whole page at a width in CSS pixels, and say what is wrong with the page there."""
+def take_screenshot(browser, page: Path, width: int, picture: Path) -> list[str]:
+    """Write a PNG of the whole page at a width in CSS pixels. Returns what is wrong with the page."""
     is_phone = width <= PHONE_UP_TO
-    asked = []
+    requested = []
     context = browser.new_context(viewport={"width": width, "height": HEIGHTS[is_phone]}, is_mobile=is_phone,
                                   device_scale_factor=2 if is_phone else 1, java_script_enabled=False, offline=True)
     with contextlib.closing(context):
         tab = context.new_page()
         address = page.resolve().as_uri()
-        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("request", lambda request: requested.append(request.url))
         tab.goto(address)
         tab.screenshot(path=picture, full_page=True)
         needed = tab.evaluate("document.documentElement.scrollWidth")
-    wrong = [f"asks for {url[:100]}" for url in asked if url != address and not url.startswith("data:")]
+    wrong = [f"requests {url[:100]}" for url in requested if url != address and not url.startswith("data:")]
     return wrong + [f"is {needed} pixels wide on a screen of {width}"] * (needed > width)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = FlagParser(prog="screenshot.py", description="Photograph an HTML file in a headless browser.")
+    parser = FlagParser(prog="screenshot.py", description="Take screenshots of an HTML file in a headless browser.")
     parser.add_argument("page", metavar="HTML", type=Path, help="the file")
-    parser.add_argument("--save_root", type=folder_name, default=".", help="folder for the pictures")
+    parser.add_argument("--save_root", type=folder_name, default=".", help="folder for the screenshots")
     parser.add_argument("--widths", type=number(int, 100, 4000), nargs="+", default=[390, 1280],
-                        help=f"widths of the screen, CSS pixels; up to {PHONE_UP_TO} it is a phone's")
+                        help=f"screen widths, CSS pixels; up to {PHONE_UP_TO} for a phone")
     args = parser.parse_args(argv)
     if not args.page.is_file():
-        raise BadInput(f"{args.page}: there is no such file; give an HTML file")
+        raise BadInput(f"{args.page}: no such file; give an HTML file")
     folder = Path(args.save_root)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     with open_browser() as browser:
         for width in args.widths:
             picture = folder / f"{args.page.stem}_{width}.png"
-            wrong += photograph(browser, args.page, width, picture)
+            wrong += take_screenshot(browser, args.page, width, picture)
             print(picture)
     if wrong:
-        raise BadInput(f"{args.page} {'; it '.join(wrong)}; see the pictures")
+        raise BadInput(f"{args.page} {'; it '.join(wrong)}; see the screenshots")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Scores by where the person is: the groups, their means, what is refused.
+"""Scores by where the person is: the groups, their means, invalid results.
 
-    python -m pytest tests/test_score_by_pose.py
+    python -m pytest tests/scripts/test_score_by_pose.py
 """
 import json
 
 import pytest
 import torch
 
+import score_by_pose
 from conftest import H, W, write_sequence
-from scripts import score_by_pose
-from scripts.score_by_pose import group_poses
+from score_by_pose import group_poses
 from utils import BadInput, write_table
 
 
 def poses(*boxes) -> torch.Tensor:
-    """White pictures of 10 x 20 with a black box (top, left, bottom, right) each; None for no pose."""
+    """White pictures of 10 x 20 with one black box (top, left, bottom, right) each; None for no pose."""
     labels = torch.full((len(boxes), 3, 10, 20), 255, dtype=torch.uint8)
     for label, box in zip(labels, boxes, strict=True):
         if box is not None:
@@ -28,13 +28,13 @@ def test_each_frame_is_in_one_group():
     assert {name: frames.nonzero().flatten().tolist() for name, frames in groups.items()} == {
         "all": [0, 1, 2, 3, 4, 5], "whole": [0, 2], "close": [1], "leaving": [3, 4, 5]}
     pale = poses((0, 5, 10, 7))
-    pale[pale == 0] = 245  # a thin line in a picture that was made smaller
+    pale[pale == 0] = 245  # a thin line in a downscaled picture
     assert group_poses(pale, 0.8)["close"].item()
 
 
 @pytest.fixture
 def result(tmp_path):
-    """Scores of a sequence of four frames, the poses of which are a bar from top to bottom, and their dataset."""
+    """Scores of a sequence of four frames, and its dataset."""
     folder = tmp_path / "result"
     folder.mkdir()
     write_sequence(tmp_path / "data", "0", 4, seed=1)
@@ -50,22 +50,22 @@ def call(result, *flags):
                         "--no-cache", *flags])
 
 
-def test_means_leave_out_the_given_frame(result, capsys):
+def test_means_exclude_the_given_frame(result, capsys):
     call(result)
     rows = {line.split()[1]: line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]}
     assert rows["all"] == ["3", "20.00", "+0.2000", "-6000.00"]
     assert sum(int(rows[group][0]) for group in ("whole", "close", "leaving")) == 3
-    assert rows["whole"] == ["0", "-", "-"]  # the tiny dataset's poses have a black background: none is whole
+    assert rows["whole"] == ["0", "-", "-"]  # the dataset's poses have a black background: no person is whole
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda folder: (folder / "summary.json").unlink(), "no scores of Tester.py"),
-    (lambda folder: (folder / "summary.json").write_text("{"), "damaged"),
+    (lambda folder: (folder / "summary.json").unlink(), "summary.json"),
+    (lambda folder: (folder / "summary.json").write_text("{"), "no valid scores"),
     (lambda folder: (folder / "seq0.csv").unlink(), "do not belong together"),
     (lambda folder: (folder / "summary.json").write_text('{"split": "val"}'), "do not belong together"),
-    (lambda folder: (folder / "seq0.csv").rename(folder / "seq7.csv"), "sequence 7 is not that of --DR"),
-    (lambda folder: (folder / "seq0.csv").write_text("frame,psnr\n0,1\n"), "damaged")])
-def test_what_is_no_result_is_refused(damage, words, result):
+    (lambda folder: (folder / "seq0.csv").rename(folder / "seq7.csv"), "sequence 7 .*--DR"),
+    (lambda folder: (folder / "seq0.csv").write_text("frame,psnr\n0,1\n"), "no valid scores")])
+def test_an_invalid_result_is_refused(damage, words, result):
     damage(result)
     with pytest.raises(BadInput, match=words):
         call(result)

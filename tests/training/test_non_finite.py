@@ -1,6 +1,6 @@
-"""Skipping steps on the device: against optimisers that were never told of the bad ones.
+"""Skipping non-finite steps on the device: against optimisers that never saw them.
 
-    python -m pytest tests/test_safeguard.py
+    python -m pytest tests/training/test_non_finite.py
 """
 import math
 
@@ -10,38 +10,38 @@ import torch
 from modules.training.non_finite import NonFiniteStepGuard
 
 
-def make(optim: str):
+def make():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
-    return model.to(memory_format=torch.channels_last), optim
+    return model.to(memory_format=torch.channels_last)
 
 
 def run(optim: str, steps: list[str], guarded: bool):
-    model, _ = make(optim)
+    model = make()
     optimizer = getattr(torch.optim, optim)(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
     guard = NonFiniteStepGuard(model, optimizer)
-    good = []
+    finite = []
     for index, kind in enumerate(steps):
-        if not guarded and kind != "good":
+        if not guarded and kind != "finite":
             continue
         x = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(index))
-        guard.remember()
+        guard.snapshot()
         loss = model(x).square().mean() * (math.inf if kind == "loss" else 1)
         optimizer.zero_grad()
         loss.backward()
         if kind == "gradient":
             next(model.parameters()).grad[0] = math.nan
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-        good.append(bool(guard.step(torch.stack([loss, loss, loss * 0]), norm)))
-    return model, optimizer, guard, good
+        finite.append(bool(guard.step(torch.stack([loss, loss, loss * 0]), norm)))
+    return model, optimizer, guard, finite
 
 
 @pytest.mark.parametrize("optim", ["Adam", "AdamW"])
 def test_skipped_steps_leave_no_trace(optim):
-    steps = ["loss", "good", "good", "gradient", "loss", "good"]
-    model, optimizer, guard, good = run(optim, steps, guarded=True)
+    steps = ["loss", "finite", "finite", "gradient", "loss", "finite"]
+    model, optimizer, guard, finite = run(optim, steps, guarded=True)
     other, other_optimizer, _, _ = run(optim, steps, guarded=False)
-    assert good == [kind == "good" for kind in steps]
+    assert finite == [kind == "finite" for kind in steps]
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -49,11 +49,11 @@ def test_skipped_steps_leave_no_trace(optim):
 
 
 def test_the_streak_counts_and_remembers_its_first_step():
-    for steps, count in ((["good"], 0), (["loss"], 1), (["loss", "gradient", "loss"], 3), (["loss", "good"], 0),
-                         (["good", "gradient", "loss"], 2)):
+    for steps, count in ((["finite"], 0), (["loss"], 1), (["loss", "gradient", "loss"], 3), (["loss", "finite"], 0),
+                         (["finite", "gradient", "loss"], 2)):
         _, _, guard, _ = run("Adam", steps, guarded=True)
         assert guard.streak[0] == count
-    loss, mse, kl, norm = guard.streak[1:].tolist()  # of the step with the bad gradient
+    loss, mse, kl, norm = guard.streak[1:].tolist()  # of the step with the NaN gradient
     assert math.isfinite(loss) and loss == mse and kl == 0 and math.isnan(norm)
 
 
@@ -76,7 +76,7 @@ def test_adam_takes_its_step_by_the_formula():
     m = v = torch.zeros(2)
     expected = weight.detach().clone()
     for step, gradient in enumerate(([1.0, 3.0], [math.nan, 1.0], [-2.0, 0.5])):
-        guard.remember()
+        guard.snapshot()
         weight.grad = torch.tensor(gradient)
         guard.step(torch.zeros(3), weight.grad.norm())
         if step != 1:

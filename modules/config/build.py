@@ -1,0 +1,25 @@
+"""From flags to the objects of modules/, whose errors become sentences about flags."""
+import argparse
+
+from modules.network.cvae import CVAE
+from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
+from modules.training.checkpoint import NETWORK_FLAGS
+from utils import as_bad_input
+
+
+def make_model(args: argparse.Namespace) -> CVAE:
+    """The network. BadInput: sizes that it cannot have."""
+    with as_bad_input("--F_dim, --L_dim, --N_dim, --D_out_dim"):
+        return CVAE(**{flag: getattr(args, flag) for flag in NETWORK_FLAGS}, bptt=args.bptt,
+                    match_histogram=args.match_histogram)
+
+
+def make_schedules(args: argparse.Namespace) -> tuple[TeacherForcing, KLAnnealing, LearningRate]:
+    """The schedules. BadInput: numbers that exclude each other."""
+    with as_bad_input("--kl_anneal_cycle, --kl_anneal_start, --kl_anneal_stop"):
+        kl_annealing = KLAnnealing(args.kl_anneal_type, args.kl_anneal_cycle, args.kl_anneal_ratio,
+                                   args.kl_anneal_start, args.kl_anneal_stop)
+    with as_bad_input("--warmup, --num_epoch"):
+        learning_rate = LearningRate(args.lr_schedule, args.lr, args.num_epoch, args.warmup, args.lr_milestones,
+                                     args.lr_gamma)
+    return TeacherForcing(args.tfr, args.tfr_sde, args.tfr_d_step), kl_annealing, learning_rate

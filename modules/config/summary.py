@@ -1,0 +1,102 @@
+"""What a run trains, in one line: for its first line of output."""
+import argparse
+
+from modules.config.trainer_flags import CALL_FLAGS, make_parser
+from utils import logger
+
+# Flags that do not count as a difference from the course: reporting, saving, and the settings of one repetition.
+NOT_COMPARED = ("recipe", "save_every_minutes", "per_save", "val_every", "val_latent", "val_vi_len",
+                "store_visualization", "deterministic", "seed", "precision")
+
+
+def announce(args: argparse.Namespace, given: dict) -> None:
+    """Print what a run trains, and which of the ``given`` flags have no effect."""
+    print(describe_training(args), flush=True)
+    if note := flags_without_effect(args, given):
+        logger.warning(note)
+
+
+def describe_training(args: argparse.Namespace) -> str:
+    """The first line of a run: recipe, clips, loss, what is fed back, precision, and what differs from the course.
+
+    ``args.precision`` is fp32 or bf16.
+    """
+    differences = _differences(args)
+    is_protocol = set(differences) <= {"--lr_schedule none"}  # the documented exception
+    name = f"recipe {args.recipe}" if args.recipe else "the course's protocol" if is_protocol else "own flags"
+    differences = f"differs from the course: {', '.join(differences)}" if differences else "as the course in every flag"
+    return (f"{name}: clips of {args.train_vi_len} frames, batch {args.batch_size}; loss {_loss(args)}; feedback: "
+            f"{_feedback(args)}; {args.precision}; {differences}")
+
+
+def _loss(args: argparse.Namespace) -> str:
+    error = {"fixed": "MSE", "optimal": "log MSE of each frame"}[args.decoder_variance]
+    error += f" + {args.l1:g} L1" if args.l1 else ""
+    span = f"{args.kl_anneal_start:g} to {args.kl_anneal_stop:g}"
+    beta = {"Cyclical": f"{span} in cycles of {args.kl_anneal_cycle} epochs", "Monotonic": "0 to 1",
+            "None": f"{args.kl_anneal_stop:g}"}[args.kl_anneal_type]
+    return f"{error} + beta KL, beta {beta}"
+
+
+def _feedback(args: argparse.Namespace) -> str:
+    if args.feed == "first":
+        return "none, each frame is predicted from the first"
+    if args.train_vi_len == 2:
+        parts = ["none within a clip"]
+    elif args.tfr == 0:
+        parts = ["the prediction"]
+    else:
+        decay = f" falling by {args.tfr_d_step:g} per epoch from epoch {args.tfr_sde}" if args.tfr_d_step else ""
+        unit = {"epoch": "per epoch", "batch": "per batch", "clip": "per clip", "blend": "as a blend"}[args.tf_draw]
+        parts = [f"the real frame at ratio {args.tfr:g}{decay} ({unit}), else the prediction"]
+    if args.replay:
+        parts.append(f"{args.replay:.0%} of the clips begin with a prediction (replay)")
+    if args.any_first:
+        parts.append(f"{args.any_first:.0%} of the clips begin with a random frame")
+    if args.match_histogram != "off":
+        parts.append(f"histogram matched to the {args.match_histogram} frame")
+    return ", ".join(parts)
+
+
+def _differences(args: argparse.Namespace) -> list[str]:
+    """The flags that train something other than the course does."""
+    defaults = make_parser().defaults() | {"lr_schedule": "multistep"}
+    return [f"--{flag} {format_value(getattr(args, flag))}" for flag, default in defaults.items()
+            if flag not in (*CALL_FLAGS, *NOT_COMPARED) and getattr(args, flag) != default]
+
+
+def format_value(value: object) -> str:
+    """A flag's value as on a command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def flags_without_effect(args: argparse.Namespace, given: dict) -> str:
+    """One line about the given flags that change nothing in this run, or "" where each has an effect."""
+    single = args.train_vi_len == 2
+    forcing = ("tfr", "tfr_sde", "tfr_d_step", "tf_draw")
+    table = (
+        (args.feed == "first", forcing, "nothing is fed back with --feed first"),
+        (single, (*forcing, "bptt", "match_histogram"), "within clips of 2 frames nothing is fed back (try "
+                                                        "--train_vi_len 16)"),
+        (args.tfr == 0, forcing[1:], "--tfr is 0"),
+        (args.tfr == 1 and args.tfr_d_step == 0, ("tfr_sde", "tf_draw", "bptt", "match_histogram"),
+         "every frame fed is a real one"),
+        (args.kl_anneal_type == "None", ("kl_anneal_cycle", "kl_anneal_ratio", "kl_anneal_start"),
+         "--kl_anneal_type is None"),
+        (args.kl_anneal_type == "Monotonic", ("kl_anneal_start", "kl_anneal_stop"), "Monotonic goes from 0 to 1"),
+        (args.lr_schedule != "multistep", ("lr_milestones", "lr_gamma"), "--lr_schedule is not multistep"),
+        (not args.fast_train, ("fast_partial", "fast_train_epoch"), "--fast_train is off"),
+    )
+    switched_off = (0, False, "off")  # a flag that is off may be without effect
+    notes, seen = [], set()
+    for applies, flags, reason in table:
+        if not applies:
+            continue
+        idle = [flag for flag in flags if flag in given and flag not in seen
+                and (flag in forcing[1:] or getattr(args, flag) not in switched_off)]
+        seen.update(idle)
+        if idle:
+            notes.append(f"{', '.join(f'--{flag}' for flag in idle)}: {reason}")
+    return f"no effect in training: {'; '.join(notes)}" if notes else ""

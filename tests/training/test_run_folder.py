@@ -1,0 +1,69 @@
+"""The folder of a run: one run at a time, leftovers, a full disk; and too little memory.
+
+    python -m pytest tests/training/test_run_folder.py
+"""
+import re
+import shutil
+
+import pytest
+import torch
+
+import Trainer
+import utils
+from conftest import TINY, read_csv
+from modules.config.advice import MEMORY_ADVICE
+from modules.config.trainer_flags import make_parser
+from training.run_helpers import RUN, train, train_undisturbed
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    """A run of one epoch."""
+    return train_undisturbed(data, tmp_path / "run", "--num_epoch", 1)
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=str)
+def test_of_two_runs_that_begin_at_once_the_later_one_is_refused(flags, data, tmp_path, refused, no_figures,
+                                                                 monkeypatch):
+    """Both find the folder free; the other one is complete before this one has read its data."""
+    run, load = tmp_path / "run", Trainer.load_data
+
+    def load_later(*args):
+        monkeypatch.setattr(Trainer, "load_data", load)
+        train(data, run, *RUN, "--num_epoch", 1)
+        shutil.copyfile(run / "last.ckpt", tmp_path / "others.ckpt")
+        return load(*args)
+
+    monkeypatch.setattr(Trainer, "load_data", load_later)
+    refused("Trainer.py", *TINY, "--DR", data, "--save_root", run, *RUN, *flags)
+    assert (run / "last.ckpt").read_bytes() == (tmp_path / "others.ckpt").read_bytes()
+
+
+def test_leftovers_of_a_killed_process_are_deleted_and_nothing_else(run, data, no_figures):
+    (run / "figures").mkdir()
+    for name in (".last.ckpt.77.tmp", "figures/.val.gif.77.tmp", "notes.tmp", ".hidden"):
+        (run / name).write_text("half")
+    train(data, run, *RUN, "--num_epoch", 2, "--resume")
+    assert (run / "notes.tmp").exists() and (run / ".hidden").exists()
+    assert not list(run.rglob(".*.tmp")) and not (run / ".owner.json").exists()
+
+
+def test_a_full_disk_leaves_the_latest_checkpoint(run, data, no_figures, refused):
+    """A real limit of the system: no file may grow beyond half a checkpoint."""
+    resource = pytest.importorskip("resource")
+    whole, (soft, hard) = (run / "last.ckpt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", run, *RUN, "--num_epoch", 2, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "last.ckpt" in message and "File too large" in message and "--resume" in message
+    assert (run / "last.ckpt").read_bytes() == whole and len(read_csv(run / "metrics.csv")) == 1
+    assert len(train(data, run, *RUN, "--num_epoch", 2, "--resume")) == 2
+
+
+def test_too_little_memory_is_one_sentence_with_flags_that_exist(capsys):
+    assert utils.run_main("Trainer.py", lambda: torch.empty(2**60), MEMORY_ADVICE) == 2
+    message = capsys.readouterr().err
+    flags = set(re.findall(r"--(?:no-)?(\w+)", message))
+    assert message.count("\n") == 1 and {"batch_size", "bptt", "F_dim"} <= flags <= make_parser().defaults().keys()
