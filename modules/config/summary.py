@@ -78,8 +78,8 @@ def flags_without_effect(args: argparse.Namespace, given: dict) -> str:
     forcing = ("tfr", "tfr_sde", "tfr_d_step", "tf_draw")
     table = (
         (args.feed == "first", forcing, "nothing is fed back with --feed first"),
-        (single, (*forcing, "bptt", "match_histogram"), "within clips of 2 frames nothing is fed back (try "
-                                                        "--train_vi_len 16)"),
+        (single, (*forcing, "bptt", "match_histogram"), "clips of 2 frames feed nothing back; try "
+                                                        "--train_vi_len 16"),
         (args.tfr == 0, forcing[1:], "--tfr is 0"),
         (args.tfr == 1 and args.tfr_d_step == 0, ("tfr_sde", "tf_draw", "bptt", "match_histogram"),
          "every frame fed is a real one"),
@@ -98,5 +98,5 @@ def flags_without_effect(args: argparse.Namespace, given: dict) -> str:
                 and (flag in forcing[1:] or getattr(args, flag) not in switched_off)]
         seen.update(idle)
         if idle:
-            notes.append(f"{', '.join(f'--{flag}' for flag in idle)}: {reason}")
+            notes.append(f"{', '.join(f'--{flag}' for flag in idle)} ({reason})")
     return f"no effect in training: {'; '.join(notes)}" if notes else ""

@@ -38,13 +38,13 @@ def test_reporting_and_the_machine_are_no_difference():
 
 @pytest.mark.parametrize("flags, idle", [
     ([], ""), (["--recipe", "best"], ""), (["--tfr", 0.5], ""), (["--tfr", 0], ""),
-    (["--train_vi_len", 2, "--tfr", 0.5], "--tfr:"), (["--recipe", "best", "--bptt"], "--bptt:"),
-    (["--train_vi_len", 2, "--match_histogram"], "--match_histogram:"),
-    (["--tfr", 0, "--tf_draw", "clip"], "--tf_draw:"),
-    (["--kl_anneal_type", "None", "--kl_anneal_cycle", 5], "--kl_anneal_cycle:"),
-    (["--kl_anneal_type", "Monotonic", "--kl_anneal_stop", 0.5], "--kl_anneal_stop:"),
-    (["--lr_milestones", 3], "--lr_milestones:"), (["--fast_partial", 0.5], "--fast_partial:"),
-    (["--tfr_d_step", 0, "--bptt"], "--bptt:"), (["--feed", "first", "--tfr", 0.5], "--tfr:")], ids=str)
+    (["--train_vi_len", 2, "--tfr", 0.5], "--tfr ("), (["--recipe", "best", "--bptt"], "--bptt ("),
+    (["--train_vi_len", 2, "--match_histogram"], "--match_histogram ("),
+    (["--tfr", 0, "--tf_draw", "clip"], "--tf_draw ("),
+    (["--kl_anneal_type", "None", "--kl_anneal_cycle", 5], "--kl_anneal_cycle ("),
+    (["--kl_anneal_type", "Monotonic", "--kl_anneal_stop", 0.5], "--kl_anneal_stop ("),
+    (["--lr_milestones", 3], "--lr_milestones ("), (["--fast_partial", 0.5], "--fast_partial ("),
+    (["--tfr_d_step", 0, "--bptt"], "--bptt ("), (["--feed", "first", "--tfr", 0.5], "--tfr (")], ids=str)
 def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
     args, given = parse(*flags)
     note = flags_without_effect(args, given)
