@@ -88,7 +88,7 @@ class Trainer:
         torch.manual_seed(args.seed)  # the initial weights
         # The layout in which convolutions run fastest, on CPUs with vector units as on GPUs.
         self.model = make_model(args).to(device, memory_format=torch.channels_last)
-        self.forward = self.model  # or DistributedDataParallel around it
+        self.trained_model = self.model  # or DistributedDataParallel around it
         decay = args.weight_decay if args.weight_decay is not None else {"Adam": 0.0, "AdamW": 0.01}[args.optim]
         self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
                                                           fused=True)
@@ -133,7 +133,7 @@ class Trainer:
             self.state.compile_steps()
         if not self.distributed.is_single:
             # Buffers need no exchange: training reads none of them, and the main rank's are saved.
-            self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.trained_model = DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def train_one_epoch(self) -> None:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
@@ -206,8 +206,8 @@ class Trainer:
         noise = torch.randn(clips, targets.shape[1], self.model.N_dim, *frames.shape[-2:], device=self.device,
                             generator=self.generators["latent"])[shard]
         with self.autocast():
-            predictions, mu, logvar = self.forward(frames, batch.labels, forced[shard], noise,
-                                                   reference=batch.random_frame)
+            predictions, mu, logvar = self.trained_model(frames, batch.labels, forced[shard], noise,
+                                                         reference=batch.random_frame)
         predictions, mu, logvar = predictions.float(), mu.float(), logvar.float()
         if len(frames):
             loss, mse, kl = clip_loss(predictions, targets, mu, logvar, beta, args.kl_reduction, args.l1,
@@ -372,18 +372,18 @@ def main(argv: list[str] | None = None) -> None:
                 test(given)
         elif distributed.is_main:
             run(given, distributed)
-        elif (message := distributed.broadcast(None)) is not None:  # otherwise there is nothing to train
-            make_trainer(*message, distributed).fit()
+        elif (start := distributed.broadcast(None)) is not None:  # otherwise there is nothing to train
+            make_trainer(*start, distributed).fit()
 
 
 def run(given: GivenFlags, distributed: DistributedContext) -> None:
     """The main rank's part, the only one that reads and writes the run folder."""
     with OpenedRun(given) as opened:
-        settings = opened.settings(distributed.world_size)
-        distributed.broadcast(settings)
-        if settings is None:  # the run is complete
+        start = opened.prepare(distributed.world_size)
+        distributed.broadcast(start)
+        if start is None:  # the run is complete
             return
-        trainer = make_trainer(*settings, distributed)
+        trainer = make_trainer(*start, distributed)
         begin_run(trainer, opened.claim())
         trainer.fit()
     best = trainer.state.best_psnr

@@ -105,7 +105,7 @@ class OpenedRun:
             path.unlink()
         return self.plan
 
-    def settings(self, world_size: int) -> tuple[argparse.Namespace, dict | None, bool] | None:
+    def prepare(self, world_size: int) -> tuple[argparse.Namespace, dict | None, bool] | None:
         """Say what is trained, and return the run's flags, the checkpoint that it starts from, and whether only its
         weights are taken; None where the run is complete.
 

@@ -44,7 +44,7 @@ def test_shards_make_up_the_batch_and_sizes_differ_by_one_at_most(monkeypatch):
 def test_impossible_numbers_of_processes_are_refused(refused, monkeypatch, data, tmp_path):
     flags = [*TINY, "--DR", str(data), "--save_root", str(tmp_path / "run"), "--batch_size", "3"]
     with pytest.raises(BadInput, match="--batch_size 3"):
-        OpenedRun(parse_command_line(flags)).settings(world_size=4)
+        OpenedRun(parse_command_line(flags)).prepare(world_size=4)
     monkeypatch.setenv("WORLD_SIZE", "2")  # and nothing else of torchrun
     assert "torchrun" in refused("Trainer.py", *flags, untouched=tmp_path)
 
@@ -72,7 +72,7 @@ def train_steps(data: Path, distributed: DistributedContext) -> list:
     for clips, is_compiled in ((4, False), (3, False), (1, False), (4, True)):
         trainer = make_trainer(data, distributed)
         if not distributed.is_single:
-            trainer.forward = nn.parallel.DistributedDataParallel(trainer.model, broadcast_buffers=False)
+            trainer.trained_model = nn.parallel.DistributedDataParallel(trainer.model, broadcast_buffers=False)
             if is_compiled:
                 trainer.model.compile_steps(2, "eager")
         frames, labels = torch.rand(2, clips, 4, 3, 8, 16, generator=torch.Generator().manual_seed(2))
