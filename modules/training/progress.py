@@ -50,7 +50,7 @@ class EpochSums:
 
 @dataclass
 class EpochProgress:
-    """The state of an epoch that has begun."""
+    """The state of the epoch in progress."""
     order: Tensor  # int64 (clips,), the permutation in which the clips are seen
     forced: Tensor | None  # bool (1,), whether the epoch uses teacher forcing, where that is drawn once per epoch
     sums: EpochSums

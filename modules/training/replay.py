@@ -8,7 +8,7 @@ class Replay:
 
     A clip of T frames that begins with a real frame exposes a free-running model to at most T - 1 steps of its own
     errors; a rollout has hundreds. A clip that begins with what was predicted for its first frame, when that was the
-    last frame of the previous clip, continues from there; that clip may itself have begun with a prediction, and so on.
+    last frame of the previous clip, continues from there; that clip may itself start from a prediction, and so on.
     So the errors of long rollouts are met, and corrected, in short clips. (The sample pool of Mordvintsev et al. 2020,
     "Growing Neural Cellular Automata", applied to a recording.)
 

@@ -4,7 +4,8 @@
 """
 import torch
 
-from modules.training.replay import Replay
+from dataloader import Clips
+from modules.training.replay import Replay, choose_first_frames
 
 INDEX = torch.tensor([[1, 2, 3], [5, 6, 7]])
 
@@ -43,3 +44,12 @@ def test_predictions_of_a_non_finite_step_are_not_kept():
     assert torch.equal(before[5:8], real[5:8]) and not torch.equal(before[1:4], real[1:4])
     replay.remember(INDEX, torch.full((2, 3, 3, 4, 5), torch.nan), torch.zeros(2, 1, dtype=torch.bool))
     assert torch.equal(recall_all(replay, real), before)
+
+
+def test_a_cropped_clip_never_begins_with_a_prediction():
+    """A prediction shows the whole frame, a cropped clip a part of it."""
+    frames, replay = torch.rand(2, 4, 3, 4, 5), empty_replay()
+    replay.remember(INDEX, torch.rand(2, 3, 3, 4, 5), torch.ones(2, 1, dtype=torch.bool))
+    batch = Clips(frames, frames, torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([True, False]))
+    first = choose_first_frames(batch, 0.0, replay, 1.0, 2, slice(None), torch.Generator())
+    assert not torch.equal(first[0], frames[0, 0]) and torch.equal(first[1], frames[1, 0])
