@@ -433,7 +433,8 @@ def test(given: GivenFlags) -> None:
     with as_bad_input(f"--ckpt_path {path}"):
         model = checkpoint.load_model(state, device, args.match_histogram)
         evaluation = evaluate(model, val.frames, val.labels, args.val_latent, args.seed,
-                              pick_precision(args.precision, device), partial(progress_bar, desc="validation", unit="frame"))
+                              pick_precision(args.precision, device),
+                              partial(progress_bar, desc="validation", unit="frame"))
     trained = "unknown epochs" if state["epoch"] is None else f"{state['epoch']} epochs"
     run_figures.draw_validation(evaluation, val.labels.cpu(), f"after {trained}", Path(args.save_root) / "figures",
                                 "test_")
