@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -199,21 +200,25 @@ class _ErrorIgnoringStream:
 # Files
 
 
+TEMPORARY_NAME = re.compile(r"(.*/)?\.(?P<name>[^/]+)\.[0-9a-f]{8}\.tmp")  # of atomic_write, for the file NAME
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path next to ``path``, which replaces ``path`` once it is completely on the disk.
 
-    A process that dies or a machine that loses power leaves the previous file. Temporary files are named
-    ``.NAME.PROCESS.tmp``.
+    A process that dies or a machine that loses power leaves the previous file. The temporary file is empty and new: a
+    link that somebody has placed there is not followed. Its name is random and matches TEMPORARY_NAME.
 
     Raises
     ------
     OSError : the disk refuses; its filename is ``path``, which is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask withholds
         yield temporary
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)

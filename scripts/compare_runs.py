@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from modules.config.parser import FlagParser, folder_name, number  # noqa: E402
 from modules.plots import comparison  # noqa: E402
 from modules.plots.style import best  # noqa: E402
-from modules.training.run_folder import is_locked  # noqa: E402
+from modules.training.output_folder import is_locked  # noqa: E402
 from utils import BadInput, check_writable, logger, run_main  # noqa: E402
 
 # Flags that runs must share for numbers to be comparable, and which numbers are not comparable otherwise.

@@ -72,6 +72,16 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path)) and contents(tmp_path) == old
 
 
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(utils.secrets, "token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / ".file.00000000.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError), utils.atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert victim.read_text() == "precious"
+
+
 def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--save_root"):

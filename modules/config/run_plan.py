@@ -7,7 +7,8 @@ from pathlib import Path
 
 from modules.config.summary import announce
 from modules.config.trainer_flags import GivenFlags, read_settings
-from modules.training.run_folder import find_run, lock_run_folder
+from modules.training.output_folder import lock_folder
+from modules.training.run_folder import RUN_FILES, find_run
 from utils import BadInput, check_writable, pick_device, pick_precision
 
 
@@ -90,7 +91,7 @@ class OpenedRun:
         self._locks.__exit__(*error)
 
     def _lock(self) -> None:
-        self._locks.enter_context(lock_run_folder(self.plan.folder))
+        self._locks.enter_context(lock_folder(self.plan.folder, RUN_FILES))
         self.plan = plan_run(self.given.all)  # another process may have changed the folder meanwhile
 
     def claim(self) -> RunPlan:

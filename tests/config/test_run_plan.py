@@ -6,7 +6,8 @@ import pytest
 
 from modules.config.run_plan import OpenedRun, Start, plan_run
 from modules.config.trainer_flags import GivenFlags
-from modules.training.run_folder import is_locked, lock_run_folder
+from modules.training.output_folder import is_locked, lock_folder
+from modules.training.run_folder import RUN_FILES
 from utils import BadInput
 
 
@@ -103,7 +104,7 @@ def test_claiming_deletes_what_is_replaced(run):
 
 
 def test_a_run_in_use_is_refused_and_named(run):
-    with lock_run_folder(run), pytest.raises(BadInput, match="in use"), opened(run, resume=True):
+    with lock_folder(run, RUN_FILES), pytest.raises(BadInput, match="in use"), opened(run, resume=True):
         pass
 
 

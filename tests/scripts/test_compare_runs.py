@@ -9,7 +9,8 @@ from PIL import Image
 
 import compare_runs
 from modules.training.metric_log import METRICS
-from modules.training.run_folder import lock_run_folder
+from modules.training.output_folder import lock_folder
+from modules.training.run_folder import RUN_FILES
 from utils import BadInput, run_main, write_json, write_table
 
 PLOTS = ("compare_losses", "compare_schedules", "compare_quality", "compare_psnr_per_frame")
@@ -72,7 +73,7 @@ def test_runs_in_any_state_are_listed_and_drawn(tmp_path, compare):
     started = write_run(tmp_path / "started", 0, 9)
     bare = write_run(tmp_path / "bare", 5, None)
     running = write_run(tmp_path / "running", 1, 50)
-    with lock_run_folder(running):
+    with lock_folder(running, RUN_FILES):
         code, output, errors = compare(done, crashed, started, bare, running)
     assert (code, errors) == (0, "")
     assert cells(output, "done") == ["done", "22.00", "dB", "2", "3", "of", "3", "0.5", "0.01", "done"]

@@ -41,11 +41,14 @@ def test_of_two_runs_that_begin_at_once_the_later_one_is_refused(flags, data, tm
 
 def test_leftovers_of_a_killed_process_are_deleted_and_nothing_else(run, data, no_figures):
     (run / "figures").mkdir()
-    for name in (".last.ckpt.77.tmp", "figures/.val.gif.77.tmp", "notes.tmp", ".hidden"):
+    kept = "notes.tmp", ".hidden", ".notes.0123abcd.tmp", ".last.ckpt.77.tmp", "figures/.notes.gif.0123abcd.tmp"
+    for name in (".last.ckpt.0123abcd.tmp", "figures/.val.gif.0123abcd.tmp", *kept):
         (run / name).write_text("half")
     train(data, run, *RUN, "--num_epoch", 2, "--resume")
-    assert (run / "notes.tmp").exists() and (run / ".hidden").exists()
-    assert not list(run.rglob(".*.tmp")) and not (run / ".owner.json").exists()
+    assert all((run / name).exists() for name in kept)
+    left = {path.relative_to(run).as_posix() for path in run.rglob(".*.tmp")}
+    assert left == {name for name in kept if name.endswith(".tmp") and name != "notes.tmp"}
+    assert not (run / ".owner.json").exists()
 
 
 def test_a_full_disk_leaves_the_latest_checkpoint(run, data, no_figures, refused):
