@@ -46,7 +46,8 @@ def lock_folder(folder: Path, names: re.Pattern) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             holder = json.loads(owner.read_text(encoding="utf-8"))
             name = f"process {holder['process']} on {holder['host']}, since {holder['since']}: {holder['command']}"
-        raise BadInput(f"{folder} is in use ({name}); wait for that process, end it or choose another folder") from error
+        raise BadInput(f"{folder} is in use ({name}); wait for that process, end it or "
+                       "choose another folder") from error
     try:
         for temporary in find_files(folder, TEMPORARY_NAME):
             path = temporary.relative_to(folder)
