@@ -3,6 +3,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import importlib.util
 import io
 import json
 import logging
@@ -17,8 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from tqdm import tqdm
+# What must happen before PyTorch is imported. Programs import this module first.
+
+PACKAGES = ("torch", "torchvision", "numpy", "tqdm", "matplotlib", "imageio", "av", "PIL", "torchmetrics",
+            "tensorboard", "filelock")
+if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+    print(f"{os.path.basename(sys.argv[0])}: error: not installed: {', '.join(missing)}; run scripts/setup.sh, then "
+          "`source .venv/bin/activate`, or use .venv/bin/python", file=sys.stderr)
+    raise SystemExit(2)
+# How long OpenMP's threads wait busily for their next piece of work. By default they do so for milliseconds, which
+# slows down all processes where there are more threads than cores. docs/performance.md has the measurements.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 # Errors and exit codes
 
@@ -266,13 +279,19 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 # Device and precision
 
 
-def pick_device(name: str | None) -> torch.device:
+def pick_device(name: str | None, threads: int | None = None) -> torch.device:
     """The device "cuda" or "cpu", ready for use; None is CUDA where available.
+
+    Parameters
+    ----------
+    threads : CPU threads that compute; None: one per core.
 
     Raises
     ------
     BadInput : CUDA was requested and is not available, or there are fewer GPUs than processes.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

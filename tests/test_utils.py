@@ -7,6 +7,9 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import utils
 from conftest import contents
 from utils import BadInput
 
+ROOT = Path(utils.__file__).parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -91,6 +95,55 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path
     with pytest.raises(BadInput, match="--cache_dir"):
         utils.check_writable(tmp_path / "new", "--cache_dir")
     assert not (tmp_path / "new").exists()
+
+
+# Packages and threads
+
+PROGRAMS = ("Trainer.py", "Tester.py", "scripts/report.py", "scripts/compare_runs.py", "scripts/score_submission.py",
+            "scripts/score_by_pose.py", "scripts/make_synthetic_dataset.py")
+HIDE = """
+import runpy, sys
+from importlib.machinery import PathFinder
+find, hidden = PathFinder.find_spec, sys.argv[2]
+PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == hidden else find(name, *rest)
+sys.argv = [sys.argv[1], "--help"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program, package", [(name, "numpy") for name in PROGRAMS] + [
+    ("Trainer.py", "torch"), ("Trainer.py", "torchvision"), ("Tester.py", "torchvision"), ("Tester.py", "av")])
+def test_a_missing_package_is_one_sentence_that_names_the_command_that_installs_it(program, package):
+    call = subprocess.run([sys.executable, "-c", HIDE, str(ROOT / program), package], capture_output=True, text=True)
+    assert call.returncode == 2 and call.stdout == ""
+    assert re.fullmatch(rf"{Path(program).name}: error: .*\b{package}\b.*scripts/setup.sh.*\n", call.stderr), call.stderr
+
+
+def test_the_required_packages_are_those_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = {re.match(r"[\w-]+", line)[0] for line in lines} | {"av"}  # with imageio
+    assert set(utils.PACKAGES) == names - {"pillow"} | {"PIL"}
+
+
+def test_openmp_waits_as_chosen_unless_the_user_chooses():
+    """The variable is read when PyTorch is loaded, so that this needs processes of their own."""
+    code = "import utils, os; print(os.environ['GOMP_SPINCOUNT'])"
+    for given, expected in ((None, "10000"), ("7", "7")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
+        call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert call.stdout == f"{expected}\n"
+
+
+def test_the_number_of_threads_can_be_given():
+    before = torch.get_num_threads()
+    try:
+        utils.pick_device("cpu", 3)
+        assert torch.get_num_threads() == 3
+        utils.pick_device("cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # Device, precision, seeds

@@ -1,5 +1,6 @@
 """Command lines: the parser of all programs, types of flags, and the flags that both programs have."""
 import argparse
+import difflib
 import shlex
 from typing import NoReturn
 
@@ -46,6 +47,20 @@ class FlagParser(argparse.ArgumentParser):
                 fits = isinstance(one, str) and (action.choices is None or one in action.choices)
             if not fits:
                 raise ValueError(f"the saved value of {flag}, {str(one)[:40]!r}, is invalid")
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if flags := [word.partition("=")[0] for word in unknown if word.startswith("--")]:
+            self.error(f"there is no flag {' and no flag '.join(map(self._with_suggestion, flags))}")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace
+
+    def _with_suggestion(self, flag: str) -> str:
+        """An unknown flag and the known one with the most similar name, if any."""
+        known = {name.strip("-").lower(): name for name in self._option_string_actions}
+        similar = difflib.get_close_matches(flag.strip("-").lower(), known, 1)
+        return f"{flag} (did you mean {known[similar[0]]}?)" if similar else flag
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         return shlex.split(arg_line, comments=True)
@@ -124,6 +139,8 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--compile", choices=["auto", "on", "off"], default="auto",
                        help="compile the steps with torch.compile; auto: on a GPU, for runs long enough to gain more "
                             "than the minutes it takes")
+    group.add_argument("--threads", type=number(int, 1, 4096),
+                       help="CPU threads that compute; None: one per core")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
     group.add_argument("--cache", action=SWITCH, default=True,

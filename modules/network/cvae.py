@@ -207,10 +207,11 @@ class CVAE(nn.Module):
 
         Raises
         ------
-        ValueError : unknown ``latent``.
+        ValueError : unknown ``latent``, or ``first_frame`` or ``labels`` has another shape, dtype or device.
         """
         if latent not in ("prior", "mean"):
             raise ValueError(f'latent must be "prior" or "mean", got "{latent}"')
+        self._check_rollout_inputs(first_frame, labels)
         was_training = self.training
         self.eval()
         try:
@@ -233,6 +234,24 @@ class CVAE(nn.Module):
             return video
         finally:
             self.train(was_training)
+
+    def _check_rollout_inputs(self, first_frame: Tensor, labels: Tensor) -> None:
+        """ValueError if the arguments of ``generate`` do not fit the network or each other."""
+        weight = next(self.parameters())
+        for name, value, dimensions in (("first_frame", first_frame, "(B, 3, H, W)"),
+                                        ("labels", labels, "(B, T, 3, H, W)")):
+            if value.dim() != dimensions.count(",") + 1 or value.shape[-3] != 3:
+                raise ValueError(f"{name} must have shape {dimensions}, got {tuple(value.shape)}")
+            if value.dtype != weight.dtype or value.device != weight.device:
+                raise ValueError(f"{name} must be {weight.dtype} in [0, 1] on {weight.device}, as the network is, got "
+                                 f"{value.dtype} on {value.device}")
+        if labels.shape[:1] + labels.shape[2:] != first_frame.shape or not labels.shape[1]:
+            raise ValueError(f"labels must have shape (B, T, 3, H, W) with T at least 1 and first_frame's B, H and W, "
+                             f"got {tuple(labels.shape)} for {tuple(first_frame.shape)}")
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return f"CVAE({count:,} parameters, feed={self.feed!r}, reference_frame={self.reference_frame})"
 
     def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
         """Compile the functions that forward calls once a clip or once a frame, and the step of generate.

@@ -3,6 +3,7 @@ import io
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +33,20 @@ def evaluated_weights(state: dict) -> dict[str, Tensor]:
     return state["weights"] if state.get("ema") is None else state["ema"]
 
 
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> CVAE:
+    """The network of a checkpoint file, ready for its ``generate``.
+
+    Raises
+    ------
+    ValueError, PermissionError : as ``read``; the message names the file.
+    """
+    try:
+        state = read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return load_model(state, torch.device(device))
+
+
 def load_model(state: dict, device: torch.device = CPU, match_histogram: str | None = None) -> CVAE:
     """The network of a checkpoint with the weights to generate with, on ``device``, in evaluation mode.
 
@@ -45,7 +60,7 @@ def load_model(state: dict, device: torch.device = CPU, match_histogram: str | N
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
-def read(path: Path) -> dict:
+def read(path: str | Path) -> dict:
     """Read a checkpoint of this program or of the course's template, on the CPU. Nothing in the file is executed.
 
     Returns
@@ -90,11 +105,32 @@ def _unpickle(path: Path) -> object:
                 raise ValueError("a compressed part, or a wrong checksum")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged files; the error below says it better
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise anything
         raise ValueError("the file is damaged or not a checkpoint") from error
+    # A tensor with a stride of 0 claims any size, which the first operation on it would allocate.
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    if claimed > path.stat().st_size:
+        raise ValueError(f"the checkpoint is damaged (tensors of {claimed:,} bytes in a smaller file); use another one")
+    return content
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists and tuples, each once."""
+    left, seen = [content], set()  # no recursion: a file may nest to any depth, and contain itself
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list | tuple):
+            left += part
 
 
 def _check_description(state: dict) -> None:

@@ -46,6 +46,17 @@ def test_impossible_values_are_refused_with_flag_and_bounds(flag, value, words, 
     assert flag in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given, meant", [
+    ("--counts 3", "--count"), ("--frac-tion=0.5", "--fraction"), ("--NAME x", "--name"), ("--no_match", "--no-match"),
+    ("--qqq", None)])
+def test_an_unknown_flag_is_refused_with_the_most_similar_one(given, meant, parser):
+    flag = given.partition("=")[0].split()[0]
+    with pytest.raises(BadInput, match=f"there is no flag {flag}") as error:
+        parser.parse_args(given.split())
+    assert str(error.value).count("did you mean") == (meant is not None)
+    assert meant is None or f"{flag} (did you mean {meant}?)" in str(error.value)
+
+
 def test_a_choice_can_be_switched_off(parser):
     for flags, choice in (("", "off"), ("--match", "near"), ("--match far", "far"), ("--match --no-match", "off")):
         assert parser.parse_args(flags.split()).match == choice

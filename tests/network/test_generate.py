@@ -2,6 +2,8 @@
 
     python -m pytest tests/network/test_generate.py
 """
+import re
+
 import pytest
 import torch
 from tiny_cvae import TINY, copy_state, make_clips, make_model, slow_match, with_statistics
@@ -155,3 +157,24 @@ def test_an_unknown_latent_is_rejected(latent):
     model, first_frame, labels = setting(3)
     with pytest.raises(ValueError, match="latent"):
         model.generate(first_frame, labels, latent)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda first, labels: (first.to(torch.uint8), labels), "first_frame must be torch.float32 in [0, 1] on cpu"),
+    (lambda first, labels: (first, labels.double()), "labels must be torch.float32"),
+    (lambda first, labels: (first.to("meta"), labels), "on meta"),
+    (lambda first, labels: (first[0], labels), "first_frame must have shape (B, 3, H, W)"),
+    (lambda first, labels: (first.permute(0, 2, 3, 1), labels), "first_frame must have shape (B, 3, H, W)"),
+    (lambda first, labels: (first, labels[0]), "labels must have shape (B, T, 3, H, W)"),
+    (lambda first, labels: (first[:1], labels), "first_frame's B, H and W"),
+    (lambda first, labels: (first, labels[..., 1:]), "first_frame's B, H and W"),
+    (lambda first, labels: (first, labels[:, :0]), "T at least 1")])
+def test_wrong_arguments_are_rejected_and_the_expected_ones_named(change, words):
+    model, first_frame, labels = setting(3)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        model.generate(*change(first_frame, labels))
+
+
+def test_a_model_prints_as_one_line():
+    model, *_ = setting(3)
+    assert "parameters" in repr(model) and "\n" not in repr(model) and len(repr(model)) < 120

@@ -130,6 +130,27 @@ def test_weights_that_do_not_fit_are_refused(model, tmp_path):
     assert "non-finite" in refusal(tmp_path / "a.ckpt", state_of(model) | {"ema": lost})
 
 
+@pytest.mark.parametrize("place", [
+    lambda state, tensor: state["weights"].update(new=tensor), lambda state, tensor: state.update(progress=[(tensor,)]),
+    lambda state, tensor: state.update(replay={"predictions": tensor})], ids=["weights", "progress", "replay"])
+def test_a_small_file_that_claims_huge_tensors_is_refused_before_they_are_used(place, model, tmp_path, monkeypatch):
+    state = state_of(model)
+    place(state, torch.zeros(1).expand(2**40))
+    state["itself"] = [state["weights"]]  # a pickle may also hold cycles and parts twice
+    state["itself"].append(state["itself"])
+    monkeypatch.setattr(checkpoint, "_check_description", lambda state: pytest.fail("used"))
+    assert "bytes in a smaller file" in refusal(tmp_path / "a.ckpt", state)
+
+
+def test_a_checkpoint_loads_from_a_string_and_an_error_names_the_file(model, tmp_path):
+    path = str(tmp_path / "a.ckpt")
+    checkpoint.save(tmp_path / "a.ckpt", state_of(model))
+    loaded, first_frame, labels = checkpoint.load_checkpoint(path), torch.rand(1, 3, 8, 16), torch.rand(1, 3, 3, 8, 16)
+    assert torch.allclose(*(net.generate(first_frame, labels, "mean") for net in (loaded, model)), atol=1e-5)
+    with pytest.raises(ValueError, match="gone.ckpt: there is no such file"):
+        checkpoint.load_checkpoint(str(tmp_path / "gone.ckpt"))
+
+
 def test_nothing_in_a_checkpoint_is_executed(model, tmp_path):
     class Hostile:
         def __reduce__(self):
