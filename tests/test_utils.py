@@ -116,7 +116,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_missing_package_is_one_sentence_that_names_the_command_that_installs_it(program, package):
     call = subprocess.run([sys.executable, "-c", HIDE, str(ROOT / program), package], capture_output=True, text=True)
     assert call.returncode == 2 and call.stdout == ""
-    assert re.fullmatch(rf"{Path(program).name}: error: .*\b{package}\b.*scripts/setup.sh.*\n", call.stderr), call.stderr
+    pattern = rf"{Path(program).name}: error: .*\b{package}\b.*scripts/setup.sh.*\n"
+    assert re.fullmatch(pattern, call.stderr), call.stderr
 
 
 def test_the_required_packages_are_those_of_the_requirements():
