@@ -35,9 +35,9 @@ from utils import BadInput, atomic_write, check_writable, run_main  # noqa: E402
 
 FIGURE_TEXTS = {"KL weight and teacher forcing": ("Teacher forcing", "KL annealing"),
                 "PSNR per frame": ("PSNR per frame",)}  # figure -> headings of --text that belong to it
-DATASET_FACTS = {"root": "folder", "train_frames": "training frames", "train_segments": "training segments, uncut",
-                 "clips": "training clips", "val_frames": "validation frames", "frame_size": "height x width, pixels",
-                 "checksum": "checksum of the training frames"}
+DATASET_FACTS = {"root": "folder", "train_frames": "training frames", "train_segments": "uncut segments",
+                 "clips": "training clips", "val_frames": "validation frames", "frame_size": "height x width",
+                 "checksum": "checksum, training"}
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of one call, which do not affect the result
 RESULT_SCORES = {"psnr": "PSNR", "course_psnr": "PSNR, frames 1..600", "psnr_repeat_first": "repeat first frame",
                  "ssim": "SSIM", "psnr_slope": "slope, dB per 600 frames", "brightness_error": "brightness error",
@@ -65,17 +65,16 @@ def scores(runs: list[Run]) -> str:
 
 
 def dataset(runs: list[Run]) -> str:
-    """What the runs were trained on; runs with the same data share a column."""
-    groups: dict[str, tuple[dict, list[str]]] = {}
+    """What the runs were trained on; runs with the same data share a row."""
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.dataset:
-            groups.setdefault(json.dumps(run.dataset, sort_keys=True), (run.dataset, []))[1].append(run.name)
-    if not groups:
-        return ""
-    rows = [[title, *(escape(fact_text(key, facts.get(key))) for facts, _ in groups.values())]
-            for key, title in DATASET_FACTS.items()]
-    heads = ["", *(escape(", ".join(names)) for _, names in groups.values())]
-    return section("Dataset", table(heads, rows, name="dataset"))
+            groups.setdefault(json.dumps(run.dataset, sort_keys=True), []).append(run)
+    rows = [[escape(", ".join(run.name for run in group)),
+             *(escape(fact_text(key, group[0].dataset.get(key))) for key in DATASET_FACTS)]
+            for group in groups.values()]
+    heads = ["run", *DATASET_FACTS.values()]
+    return section("Dataset", table(heads, rows, range(2, len(heads)), "dataset")) if rows else ""
 
 
 def fact_text(key: str, value: object) -> str:
@@ -204,7 +203,7 @@ def result(folder: Path) -> str:
         labelled = path.name.startswith("compare")
         words = f"Sequence {name} of {shown}", f"sequence {name}: {LABELS if labelled else 'prediction'}"
         pictures.append(embed_mp4(path, *words) if path.suffix == ".mp4" else embed_gif(path, *words, labelled))
-    return section(f"Generated: {shown}", *parts, '<div class="grid">', *pictures, "</div>")
+    return section(f"Generated: {shown}", *parts, '<div class="columns">', *pictures, "</div>")
 
 
 def result_scores(path: Path) -> list[str]:

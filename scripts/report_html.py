@@ -43,7 +43,7 @@ summary { cursor: pointer; padding: .4rem 0; } .note { color: #555; font-size: .
   .columns { columns: 2; } .columns figure { margin-bottom: .8rem; }
   .plot { max-width: 60%; } .columns .plot, .grid .plot, .text { max-width: none; }
   .grid { grid-template-columns: 1fr 1fr; gap: .8rem; }
-  details:not([open]), video { display: none; } .poster { display: block; }
+  details:not([open]), h2:has(+ details:not([open])), .moving { display: none; } .poster { display: block; }
 }
 """
 
@@ -60,22 +60,31 @@ def embed_plot(path: Path, alt: str) -> str:
 
 
 def embed_gif(path: Path, alt: str, caption: str, labelled: bool = True) -> str:
-    """A GIF, embedded in the page at a small size and enlarged by the browser, or a line on why it is missing."""
-    return _embed(path, alt, lambda content: (
-        f'<figure><img class="pixels" alt="{escape(alt)}" '
-        f'src="{data_address("image/gif", video.shrink_gif(io.BytesIO(content), labelled))}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"))
+    """A GIF, embedded in the page at a small size and enlarged by the browser, or a line on why it is missing. On paper
+    its middle frame is shown."""
+    def show(content: bytes) -> str:
+        small, poster = video.shrink_gif(io.BytesIO(content), labelled), io.BytesIO()
+        with Image.open(io.BytesIO(small)) as picture:
+            picture.seek(picture.n_frames // 2)
+            picture.convert("RGB").save(poster, "PNG", optimize=True)
+        moving = f'<img class="pixels moving" alt="{escape(alt)}" src="{data_address("image/gif", small)}">'
+        return _with_poster(moving, poster.getvalue(), alt, caption)
+    return _embed(path, alt, show)
 
 
 def embed_mp4(path: Path, alt: str, caption: str) -> str:
     """An MP4, embedded in the page, or a line on why it is missing. On paper its middle frame is shown."""
     def show(content: bytes) -> str:
-        poster = data_address("image/png", middle_frame(content))
-        return (f'<figure><video class="pixels" controls muted loop playsinline autoplay aria-label="{escape(alt)}" '
-                f'poster="{poster}" src="{data_address("video/mp4", content)}"></video>'
-                f'<img class="pixels poster" alt="{escape(alt)}" src="{poster}">'
-                f"<figcaption>{escape(caption)}</figcaption></figure>")
+        poster = middle_frame(content)
+        moving = (f'<video class="pixels moving" controls muted loop playsinline autoplay aria-label="{escape(alt)}" '
+                  f'poster="{data_address("image/png", poster)}" src="{data_address("video/mp4", content)}"></video>')
+        return _with_poster(moving, poster, alt, caption)
     return _embed(path, alt, show)
+
+
+def _with_poster(moving: str, poster: bytes, alt: str, caption: str) -> str:
+    return (f'<figure>{moving}<img class="pixels poster" alt="{escape(alt)}" src="{data_address("image/png", poster)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
 
 
 def _embed(path: Path, alt: str, show: Callable[[bytes], str]) -> str:
