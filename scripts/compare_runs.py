@@ -9,10 +9,8 @@ where a run recorded it, compare_psnr_per_frame.png; existing files of these nam
 of the PSNR per frame for a chosen epoch is drawn at its nearest recorded epoch, which the legend names.
 """
 import argparse
-import csv
-import json
+import math
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
@@ -20,190 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from modules.config.parser import FlagParser, folder_name, number  # noqa: E402
 from modules.plots import comparison  # noqa: E402
 from modules.plots.style import best  # noqa: E402
-from modules.training.output_folder import is_locked  # noqa: E402
-from utils import BadInput, check_writable, logger, run_main  # noqa: E402
+from run_reader import Run, read_runs  # noqa: E402
+from utils import check_writable, run_main  # noqa: E402
 
 # Flags that runs must share for numbers to be comparable, and which numbers are not comparable otherwise.
-COMPARABLE = ((("train_vi_len",), "training loss, MSE and KL (sums over a clip's frames)"),
-              (("decoder_variance", "l1"), "training loss (different objectives)"),
+COMPARABLE = ((("decoder_variance", "l1", "kl_anneal_type", "kl_anneal_cycle", "kl_anneal_ratio", "kl_anneal_start",
+                "kl_anneal_stop"), "training loss (different objectives)"),
               (("kl_reduction", "N_dim"), "KL and training loss (different latent maps)"),
               (("DR", "val_vi_len", "frame_H", "frame_W", "val_latent"), "PSNR and validation loss (possibly different "
                                                                          "validation tasks)"))
 
 
-@dataclass
-class Run:
-    """The content of a run folder."""
-    folder: Path
-    name: str
-    config: dict  # {} where there is none
-    history: list[dict]  # rows of metrics.csv, one per epoch
-    is_running: bool
-    per_frame: dict[int, list[float]] = field(default_factory=dict)  # epoch -> dB of the frames 1, 2, ...
-    best_per_frame: tuple[int, list[float]] | None = None  # the same for the best epoch
-    notes: list[str] = field(default_factory=list)  # what could not be read
-
-    @property
-    def flags(self) -> dict:
-        flags = self.config.get("flags")
-        return flags if isinstance(flags, dict) else {}
-
-    @property
-    def planned(self) -> int | None:
-        epochs = self.flags.get("num_epoch")
-        return epochs if isinstance(epochs, int) else None
-
-    @property
-    def done(self) -> int:
-        return self.history[-1]["epoch"] + 1 if self.history else 0
-
-    @property
-    def state(self) -> str:
-        state = "done" if self.planned is not None and self.done >= self.planned else "stopped"
-        state = "running" if self.is_running else state
-        return state if self.history else f"{state}, no epoch yet"
-
-    def last(self, key: str) -> float | None:
-        """The latest value of a column."""
-        return next((row[key] for row in reversed(self.history) if row.get(key) is not None), None)
-
-
-def read_runs(folders: list[Path], names: list[str] | None = None) -> list[Run]:
-    """Read run folders.
-
-    Parameters
-    ----------
-    names : one per run; None: the shortest path endings that differ.
-
-    Raises
-    ------
-    BadInput : a folder is missing or given twice, none is a run, a file of a run is damaged, or the names do not fit.
-    """
-    real = [folder.resolve() for folder in folders]
-    for index, folder in enumerate(folders):
-        if real[index] in real[:index]:
-            raise BadInput(f"RUN {printable(str(folder))} is given twice; give each run once")
-        if not folder.is_dir():
-            raise BadInput(f"RUN {printable(str(folder))}: no such folder; give the --save_root of a run of Trainer.py")
-    if names is not None and len(names) != len(folders):
-        raise BadInput(f"--names: {len(names)} names for {len(folders)} runs; give one per run")
-    if names is not None and (len(set(names)) < len(names) or not all(map(str.strip, names))):
-        raise BadInput("--names: two names are equal or one is empty; give each run its own name")
-    names = list(map(printable, names or shortest_names(real)))
-    runs = []
-    for folder, name in zip(folders, names, strict=True):
-        if (folder / "config.json").is_file() or (folder / "metrics.csv").is_file():
-            runs.append(read_run(folder, name))
-        else:  # runs/* also matches folders of figures and results
-            logger.warning(f"{printable(str(folder))}: skipped, because it holds neither config.json nor metrics.csv")
-    if not runs:
-        raise BadInput("none of the folders is a run; give the --save_root of a run of Trainer.py")
-    return runs
-
-
-def shortest_names(folders: list[Path]) -> list[str]:
-    """The shortest ending of each path that no other path shares."""
-    names = []
-    for folder in folders:
-        others = [other.parts for other in folders if other != folder]
-        length = next((length for length in range(1, len(folder.parts))
-                       if not any(other[-length:] == folder.parts[-length:] for other in others)), len(folder.parts))
-        names.append(str(Path(*folder.parts[-length:])) if folder.parts else str(folder))
-    return names
-
-
-def printable(text: str) -> str:
-    """The text with control characters, line breaks and undecodable bytes replaced by "?"."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def read_run(folder: Path, name: str) -> Run:
-    """Read one run folder. BadInput: a table in it is damaged; the message names file and line."""
-    run = Run(folder, name, {}, read_metrics(folder / "metrics.csv"), is_locked(folder))
-    unknown = "settings and planned epochs are unknown"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        run.config = config if isinstance(config, dict) else {}
-        if not run.flags:
-            run.notes.append(f"config.json holds no flags; {unknown}")
-    except (OSError, ValueError, RecursionError) as error:
-        run.notes.append(f"config.json cannot be read ({printable(str(error))}); {unknown}")
-    run.best_per_frame = read_psnr(folder / "psnr_best.csv")
-    for path in folder.glob("psnr_epoch=*.csv"):
-        if recorded := read_psnr(path):
-            run.per_frame[recorded[0]] = recorded[1]
-    return run
-
-
-def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, float | None]]:
-    """The rows of a table of numbers; an empty cell is None. A missing or empty file has no rows.
-
-    Raises
-    ------
-    BadInput : a column is missing or a cell is not a number; the message names file, line and column.
-    """
-    rows, shown = [], printable(str(path))
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or needed)]
-            if missing:
-                raise BadInput(f"{shown}: column {missing[0]} is missing; use the file that Trainer.py wrote")
-            for row in reader:
-                where = f"{shown}: line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise BadInput(f"{where} has more or fewer cells than the header; fix or delete the line")
-                rows.append({name: _parse(cell, f"{where}, column {name}") for name, cell in row.items()})
-                if any(rows[-1][name] is None for name in needed):
-                    raise BadInput(f"{where} lacks a number in one of the columns {', '.join(needed)}; fix or delete "
-                                   "the line")
-    except FileNotFoundError:
-        return []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{shown} is not a CSV file ({error}); use the file that Trainer.py wrote") from error
-    return rows
-
-
-def _parse(cell: str, where: str) -> float | None:
-    try:
-        return float(cell) if cell.strip() else None
-    except ValueError:
-        raise BadInput(f"{where}: {printable(cell)[:30]!r} is not a number; fix or delete the line") from None
-
-
-def _to_count(value: float, where: str) -> int:
-    if not (0 <= value < 2**53 and value == int(value)):
-        raise BadInput(f"{where}: {value} is not a whole number of at least 0; fix or delete the line")
-    return int(value)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """metrics.csv of a run: one row per epoch. BadInput: as ``read_rows``, or epochs that do not increase."""
-    rows, shown = read_rows(path, ("epoch",)), printable(str(path))
-    for line, row in enumerate(rows, start=2):
-        row["epoch"] = _to_count(row["epoch"], f"{shown}: line {line}, column epoch")
-    for line, (before, row) in enumerate(zip(rows[:-1], rows[1:], strict=True), start=3):
-        if row["epoch"] <= before["epoch"]:
-            raise BadInput(f"{shown}: line {line} has epoch {row['epoch']} after epoch {before['epoch']}; fix or "
-                           "delete the line")
-    return rows
-
-
-def read_psnr(path: Path) -> tuple[int, list[float]] | None:
-    """Epoch and dB of the frames 1, 2, ... of a psnr_*.csv; None for a missing or empty one. BadInput: as
-    ``read_rows``, or frames or epochs that do not fit."""
-    rows, shown = read_rows(path, ("epoch", "frame", "psnr")), printable(str(path))
-    if not rows:
-        return None
-    wrong = [line for line, row in enumerate(rows, start=2)
-             if row["frame"] != line - 1 or row["epoch"] != rows[0]["epoch"]]
-    if wrong:
-        raise BadInput(f"{shown}: line {wrong[0]} is not frame {wrong[0] - 1} of the epoch in line 2; use the file "
-                       "that Trainer.py wrote")
-    return _to_count(rows[0]["epoch"], f"{shown}: line 2, column epoch"), [row["psnr"] for row in rows]
-
-
-def choose_moments(runs: list[Run], epochs: list[int]) -> tuple[dict[str, dict], list[str]]:
+def choose_moments(runs: list[Run], epochs: list[int]) -> tuple[dict[str, dict[str, comparison.Recording | None]],
+                                                                list[str]]:
     """The input of ``comparison.compare_psnr_per_frame``: the best epoch and the chosen ones, for all runs.
 
     Returns
@@ -220,7 +47,7 @@ def choose_moments(runs: list[Run], epochs: list[int]) -> tuple[dict[str, dict],
         for run in runs:
             if run.per_frame:
                 nearest = min(run.per_frame, key=lambda other: (abs(other - epoch), other))
-                curves[run.name] = nearest, run.per_frame[nearest]
+                curves[run.name] = run.per_frame[nearest]
                 if nearest != epoch:
                     notes.append(f"{run.name}: PSNR per frame of epoch {epoch} was not recorded, epoch {nearest} is "
                                  f"drawn; recorded epochs: {_abbreviate(sorted(run.per_frame))}")
@@ -235,6 +62,9 @@ def _abbreviate(epochs: list[int]) -> str:
 def incomparable(runs: list[Run]) -> list[str]:
     """A sentence for each kind of number whose meaning differs between runs. Runs without flags are left out."""
     notes, known = [], [run.flags for run in runs if run.flags]
+    if all(run.dataset for run in runs if run.flags):  # the same dataset may lie in several places
+        known = [run.flags | {"DR": [run.dataset.get(fact) for fact in ("checksum", "val_frames")]}
+                 for run in runs if run.flags]
     for flags, numbers in COMPARABLE:
         differing = [f"--{flag}" for flag in flags if len({str(values.get(flag)) for values in known}) > 1]
         if differing:
@@ -269,18 +99,40 @@ def draw(runs: list[Run], epochs: list[int], folder: Path) -> tuple[dict[str, Pa
     return paths, notes
 
 
-TABLE = ("run", "best val PSNR", "in epoch", "epochs", "train loss", "val loss", "state")
+TABLE = ("run", "best val PSNR", "in epoch", "repeat first", "epochs", "train MSE", "KL", "val MSE", "state")
+
+
+def rank(runs: list[Run]) -> list[Run]:
+    """The runs, the best validation PSNR first; those without one last."""
+    tops = [best(run.history, "val_psnr") for run in runs]
+    order = sorted(range(len(runs)), key=lambda index: -tops[index][1] if tops[index] else math.inf)
+    return [runs[index] for index in order]
 
 
 def score_table(runs: list[Run]) -> list[tuple[str, ...]]:
-    """A row of texts per run, with the columns of TABLE; the losses are the latest."""
+    """A row of texts per run, with the columns of TABLE, in the order of ``rank``.
+
+    The errors are the latest, means per frame. The training loss is left out: its KL weight differs between runs and
+    epochs.
+    """
     rows = []
-    for run in runs:
-        top = best(run.history, "val_psnr")
-        losses = ["-" if (value := run.last(key)) is None else f"{value:.4g}" for key in ("train_loss", "val_loss")]
-        rows.append((run.name, *((f"{top[1]:.2f} dB", str(top[0])) if top else ("-", "-")),
-                     f"{run.done} of {'?' if run.planned is None else run.planned}", *losses, run.state))
+    for run in rank(runs):
+        top, recorded = best(run.history, "val_psnr"), run.best_per_frame
+        repeat_first = comparison.mean_of(recorded.repeat_first) if recorded and recorded.repeat_first else None
+        errors = [format_number(run.last(key)) for key in ("train_mse", "train_kl", "val_loss")]
+        rows.append((run.name, *((format_number(top[1], " dB"), str(top[0])) if top else ("-", "-")),
+                     format_number(repeat_first, " dB"),
+                     f"{run.done} of {'?' if run.planned is None else run.planned}", *errors, run.state))
     return rows
+
+
+def format_number(value: float | None, unit: str = "") -> str:
+    """A number as a text, with two decimals where it has a unit; "-" for None."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "non-finite"
+    return f"{value:.2f}{unit}" if unit and abs(value) < 1000 else f"{value:.4g}{unit}"
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:

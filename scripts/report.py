@@ -1,143 +1,124 @@
-"""Write one HTML file about training runs: scores, curves, GIFs, settings that differ, commands.
+"""Write one HTML file about training runs: scores, curves, videos, settings that differ, commands, your own text.
 
     python scripts/report.py runs/first runs/second -o report.html
-    python scripts/report.py runs/* -o report.html --epochs 30 60 --results results/first --title "Annealing"
+    python scripts/report.py runs/* -o report.html --epochs 30 60 --results results/first --text notes.md
 
 The file is self-contained: it opens without a network in any browser, also on a phone. Runs may differ in length and
 settings, may have crashed or may still be running. --epochs adds the PSNR per frame after these epochs and the GIFs
-figures/val_epoch=N.gif; --results adds scores and GIFs of Tester.py.
+figures/val_epoch=N.gif; --results adds scores and videos of Tester.py; --text adds sections that you wrote in Markdown.
 """
-import base64
 import datetime
 import json
 import sys
 import tempfile
-from collections.abc import Container, Iterable
 from html import escape
 from pathlib import Path
-
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 from compare_runs import (  # noqa: E402
     TABLE,
-    Run,
     add_run_flags,
     draw,
+    format_number,
     incomparable,
-    printable,
-    read_runs,
     score_table,
 )
 from dataloader import natural_order  # noqa: E402
 from modules.config.parser import FlagParser  # noqa: E402
 from modules.config.trainer_flags import CALL_FLAGS  # noqa: E402
-from modules.plots import comparison, video  # noqa: E402
+from modules.plots import comparison  # noqa: E402
+from report_html import STYLE, embed_gif, embed_mp4, embed_plot, lines_of, section, table  # noqa: E402
+from report_text import Text, read_text  # noqa: E402
+from run_reader import Run, printable, read_bytes, read_runs  # noqa: E402
 from utils import BadInput, atomic_write, check_writable, run_main  # noqa: E402
 
+FIGURE_TEXTS = {"KL weight and teacher forcing": ("Teacher forcing", "KL annealing"),
+                "PSNR per frame": ("PSNR per frame",)}  # figure -> headings of --text that belong to it
+DATASET_FACTS = {"root": "folder", "train_frames": "training frames", "train_segments": "uncut segments",
+                 "clips": "training clips", "val_frames": "validation frames", "frame_size": "height x width",
+                 "checksum": "checksum, training"}
 NO_SETTINGS = set(CALL_FLAGS) - {"DR"}  # flags of one call, which do not affect the result
 RESULT_SCORES = {"psnr": "PSNR", "course_psnr": "PSNR, frames 1..600", "psnr_repeat_first": "repeat first frame",
                  "ssim": "SSIM", "psnr_slope": "slope, dB per 600 frames", "brightness_error": "brightness error",
                  "brightness_error_end": "brightness error at the end",
                  "drift": "drift compared with restarts", "drift_slope": "slope of the drift, dB per 600 frames"}
+SCORES_EXPLAINED = ("Means over the predicted frames, PSNR in dB. Slope: trend of the PSNR within a sequence. "
+                    "Brightness error: mean of prediction minus truth, pixels in 0..1. Drift: PSNR compared with a "
+                    "rollout that is restarted from real frames.")
+LABELS = "truth, prediction, pose"  # of a video's parts, from left to right
 DRAWN_LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # matplotlib's styles in CSS
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 0 auto;
-       padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
-         min-width: 4rem; max-width: 12rem; overflow-wrap: break-word; }
-td:first-child { min-width: 8rem; } .number { text-align: right; } td.number, .whole { white-space: nowrap; }
-.grid { display: grid; gap: 1.5rem; align-items: start;
-        grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-figure { margin: 0; } figcaption { font-size: .9rem; } img { max-width: 100%; height: auto; display: block; }
-img.pixels { image-rendering: pixelated; width: 100%; }
-.columns { columns: 30rem; column-gap: 1.5rem; } .columns figure { break-inside: avoid; margin-bottom: 1.5rem; }
-pre { white-space: pre-wrap; background: #f4f4f4; padding: .6rem; font-size: .85rem; }
-summary { cursor: pointer; padding: .4rem 0; } .note { color: #555; font-size: .9rem; }
-.line { display: inline-block; width: 1.1rem; margin-right: .4rem; vertical-align: middle; border-top: 3px; }
-"""
-
-
-def embed_plot(path: Path, alt: str) -> str:
-    """A PNG, embedded in the page. ``alt`` is plain text."""
-    return f'<figure><img alt="{escape(alt)}" src="{_data("image/png", path.read_bytes())}"></figure>'
-
-
-def embed_gif(path: Path, alt: str, caption: str, labelled: bool = True) -> str:
-    """A GIF, embedded in the page at a small size and enlarged by the browser, or a line on why it is missing."""
-    try:
-        content = video.shrink_gif(path, labelled)
-    except FileNotFoundError:
-        return lines_of([f"{alt}: no {path.name} yet"])
-    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        return lines_of([f"{alt}: {path} cannot be read ({error})"])
-    return (f'<figure><img class="pixels" alt="{escape(alt)}" src="{_data("image/gif", content)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers: Container[int] = (), name: str = "") -> str:
-    """A table that scrolls on narrow screens. Cells are HTML; ``numbers``: right-aligned columns; ``name``: its id."""
-    mark = f' id="{name}"' if name else ""
-    lines = [f'<div class="scroll"><table{mark}>']
-    for tag, row in [("th", head), *(("td", row) for row in rows)]:
-        cells = (f'<{tag} class="number">{cell}</{tag}>' if place in numbers else f"<{tag}>{cell}</{tag}>"
-                 for place, cell in enumerate(row))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</table></div>"])
-
-
-def section(title: str, *parts: str) -> str:
-    return "\n".join([f"<h2>{escape(title)}</h2>", *filter(None, parts)])
-
-
-def lines_of(notes: list[str]) -> str:
-    return "".join(f'<p class="note">{escape(printable(note))}</p>\n' for note in notes)
-
-
 def scores(runs: list[Run]) -> str:
-    rows = []
-    for index, (name, *cells, state) in enumerate(score_table(runs)):
-        color, style = comparison.run_style(index)
+    """The runs, the best first, in the colours of the figures."""
+    rows, places = [], {run.name: index for index, run in enumerate(runs)}
+    for name, *cells, state in score_table(runs):
+        color, style = comparison.run_style(places[name])
         line = f'<span class="line" style="border-top-style: {DRAWN_LINES[style]}; border-color: {color}"></span>'
         rows.append([line + escape(name), *map(escape, cells), f'<span class="whole">{escape(state)}</span>'])
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + incomparable(runs)
-    return section("Best scores", table(map(escape, TABLE), rows, range(1, len(TABLE) - 1)),
-                   lines_of(["PSNR is the mean over the frames of the free-running validation rollout. Losses are the "
-                             "latest.", *notes]))
+    return section("Scores", table(map(escape, TABLE), rows, range(1, len(TABLE) - 1)),
+                   lines_of(["The best run first, by the PSNR of the free-running validation rollout (mean over its "
+                             "frames). Repeat first: PSNR of repeating the given frame. Train MSE and KL (divergence "
+                             "of the posterior, in nats) are means per predicted frame of the latest epoch, val MSE "
+                             "that of the rollout.", *notes]))
 
 
-def curves(runs: list[Run], epochs: list[int]) -> str:
-    """The figures of compare_runs.py, drawn in a temporary folder."""
+def dataset(runs: list[Run]) -> str:
+    """What the runs were trained on; runs with the same data share a row."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.dataset:
+            groups.setdefault(json.dumps(run.dataset, sort_keys=True), []).append(run)
+    rows = [[escape(", ".join(run.name for run in group)),
+             *(escape(fact_text(key, group[0].dataset.get(key))) for key in DATASET_FACTS)]
+            for group in groups.values()]
+    heads = ["run", *DATASET_FACTS.values()]
+    return section("Dataset", table(heads, rows, range(2, len(heads)), "dataset")) if rows else ""
+
+
+def fact_text(key: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if key == "frame_size" and isinstance(value, list):
+        return " x ".join(map(str, value))
+    return printable(f"{value:08x}" if key == "checksum" and isinstance(value, int) else str(value))
+
+
+def curves(runs: list[Run], epochs: list[int], text: Text) -> str:
+    """The figures of compare_runs.py, drawn in a temporary folder. One that the author writes about stands below that
+    text, the others together."""
     names = ", ".join(run.name for run in runs)
+    together, apart = [], []
     with tempfile.TemporaryDirectory() as folder:
         paths, notes = draw(runs, epochs, Path(folder))
-        pictures = [embed_plot(path, f"{title} of the runs {names}") for title, path in paths.items()]
-    return section("Curves", '<div class="columns">', *pictures, "</div>", lines_of(notes))
+        for title, path in paths.items():
+            picture = embed_plot(path, f"{title} of the runs {names}")
+            about = "\n".join(filter(None, map(text.take, FIGURE_TEXTS.get(title, ()))))
+            if about:
+                apart += [about, picture]
+            else:
+                together.append(picture)
+    return "\n".join([section("Curves", '<div class="columns">', *together, "</div>", lines_of(notes)), *apart])
 
 
 def gifs(runs: list[Run], epochs: list[int]) -> str:
     parts = []
     for run in runs:
         parts.append(embed_gif(run.folder / "figures" / "val.gif", f"Validation of {run.name}",
-                               f"{run.name}, latest save: truth, prediction, pose"))
+                               f"{run.name}, latest save: {LABELS}"))
         for epoch in epochs:
             path = run.folder / "figures" / f"val_epoch={epoch}.gif"
             if path.is_file():
                 parts.append(embed_gif(path, f"Validation of {run.name} after epoch {epoch}",
-                                       f"{run.name}, epoch {epoch}: truth, prediction, pose"))
+                                       f"{run.name}, epoch {epoch}: {LABELS}"))
     return section("Validation sequence", '<div class="grid">', *parts, "</div>")
 
 
 def setting(run: Run, flag: str) -> str:
     value = run.flags.get(flag, "-")
+    if value is None:
+        return "not set"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -191,61 +172,77 @@ def commands(runs: list[Run]) -> str:
         for call in calls:
             versions = call.get("versions")
             versions = versions if isinstance(versions, dict) else {}
-            made_with = ", ".join([*(f"{name} {version}" for name, version in versions.items() if version),
+            software = ", ".join([*(f"{name} {version}" for name, version in versions.items() if version),
                                    f"commit {call.get('commit') or 'unknown'}"])
-            parts.append(lines_of([made_with]) if made_with != shown else "")
+            parts.append(lines_of([software]) if software != shown else "")
             parts.append(f"<pre>{escape(str(call.get('command', 'unknown')))}</pre>")
-            shown = made_with
+            shown = software
     return section("Commands", "<p>The calls of each run, the latest last, and the versions they used.</p>", *parts)
 
 
 def result(folder: Path) -> str:
-    """Scores and GIFs of a result folder of Tester.py.
+    """Scores and videos of a result folder of Tester.py.
 
     Raises
     ------
     BadInput : it is not a result folder, or its summary.json is damaged.
     """
     shown = printable(str(folder))
-    path, pattern = folder / "summary.json", "compare_seq*.gif"
-    if not any(folder.glob(pattern)):
-        pattern = "pred_seq*.gif"
-    videos = sorted(folder.glob(pattern), key=lambda video: natural_order(video.stem))
-    if not path.is_file() and not videos:
-        raise BadInput(f"--results {shown} holds neither summary.json nor GIFs; give a --save_root of Tester.py")
-    parts = result_scores(path) if path.is_file() else []
+    path = folder / "summary.json"
+    videos = {}  # of each sequence, the best that there is
+    for pattern in ("pred_seq*.gif", "compare_seq*.gif", "compare_seq*.mp4"):
+        videos |= {video.stem.partition("_seq")[2]: video for video in folder.glob(pattern)}
+    if not path.exists() and not videos:
+        raise BadInput(f"--results {shown} holds neither summary.json nor videos; give a --save_root of Tester.py")
+    parts = result_scores(path) if path.exists() else []
     pictures = []
-    if (folder / "psnr.png").is_file():
+    if (folder / "psnr.png").exists():
         pictures.append(embed_plot(folder / "psnr.png", f"PSNR per frame of {shown}"))
-    for path in videos:
-        name = printable(path.stem.partition("_seq")[2])
+    for name in sorted(videos, key=natural_order):
+        path, name = videos[name], printable(name)
         labelled = path.name.startswith("compare")
-        what = "truth, prediction, pose" if labelled else "prediction"
-        pictures.append(embed_gif(path, f"Sequence {name} of {shown}", f"sequence {name}: {what}", labelled))
-    return section(f"Generated: {shown}", *parts, '<div class="grid">', *pictures, "</div>")
+        words = f"Sequence {name} of {shown}", f"sequence {name}: {LABELS if labelled else 'prediction'}"
+        pictures.append(embed_mp4(path, *words) if path.suffix == ".mp4" else embed_gif(path, *words, labelled))
+    return section(f"Generated: {shown}", *parts, '<div class="columns">', *pictures, "</div>")
 
 
 def result_scores(path: Path) -> list[str]:
     """The settings and the table of scores in a summary.json. BadInput: it is damaged."""
     shown = printable(str(path))
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        columns = [name for name in RESULT_SCORES if name in summary["mean"]]
-        rows = [[escape(name), *(f"{float(values[column]):.4g}" for column in columns)]
-                for name, values in (*summary["sequences"].items(), ("mean", summary["mean"]))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        summary = json.loads(read_bytes(path).decode("utf-8"))
+        facts = lines_of([made_with(summary)])
+        columns = [name for name in RESULT_SCORES if name in summary.get("mean", ())]
+        rows = [[escape(name), *(format_number(float(values[column])) if column in values else "-"
+                                 for column in columns)]
+                for name, values in (*summary.get("sequences", {}).items(), ("mean", summary.get("mean")))
+                if values is not None]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise BadInput(f"--results {shown} is not a summary of Tester.py ({type(error).__name__}: "
                        f"{printable(str(error))}); run Tester.py again with --overwrite") from error
-    made_with = ", ".join(f"{name} {summary[name]}" for name in ("checkpoint", "epochs", "split", "latent", "seed",
-                                                                 "match_histogram") if name in summary)
-    return [lines_of([made_with]), table(["sequence", *(RESULT_SCORES[column] for column in columns)], rows,
-                                        range(1, len(columns) + 1))]
+    if not columns:
+        return [facts]
+    heads = ["sequence", *(RESULT_SCORES[column] for column in columns)]
+    return [facts, table(heads, rows, range(1, len(heads))), lines_of([SCORES_EXPLAINED])]
 
 
-def build(runs: list[Run], epochs: list[int], results: list[Path], title: str) -> str:
+def made_with(summary: dict) -> str:
+    """Checkpoint and settings of a summary.json as a line to read. Unknown ones are left out."""
+    epochs, planned = summary.get("epochs"), summary.get("num_epoch")
+    facts = {"checkpoint": summary["checkpoint"], "SHA-256": summary.get("checkpoint_sha256"),
+             "trained epochs": epochs if planned is None or epochs is None else f"{epochs} of {planned}",
+             **{name: summary.get(key) for key, name in (("split", "split"), ("latent", "latent"), ("seed", "seed"),
+                                                         ("match_histogram", "histogram matching"))}}
+    versions = summary.get("versions")
+    facts |= versions if isinstance(versions, dict) else {}
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+
+
+def build(runs: list[Run], epochs: list[int], results: list[Path], title: str, text: Text) -> str:
     """The whole page."""
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    body = [scores(runs), curves(runs, epochs), gifs(runs, epochs), *map(result, results), settings(runs),
+    body = [*map(text.take, ("", "Derivation", "Implementation")), scores(runs), dataset(runs),
+            curves(runs, epochs, text), gifs(runs, epochs), *map(result, results), text.take_all(), settings(runs),
             commands(runs)]
     return "\n".join(["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
                       '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -254,7 +251,7 @@ def build(runs: list[Run], epochs: list[int], results: list[Path], title: str) -
                       f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", "</head>", "<body>",
                       f"<h1>{escape(title)}</h1>",
                       f'<p class="note">{len(runs)} run{"s" * (len(runs) > 1)}, as of {made}</p>',
-                      *body, "</body>", "</html>", ""])
+                      *filter(None, body), "</body>", "</html>", ""])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -263,7 +260,10 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FILE", default="report.html",
         help="the HTML file; an existing one is replaced")
-    add("--title", default="Training runs", help="heading of the page")
+    add("--title", help="heading of the page; None: that of --text, or Training runs")
+    add("--text", type=Path, metavar="FILE.md",
+        help="your own sections, in Markdown; those under the headings Teacher forcing, KL annealing and PSNR per "
+             "frame stand by their figures. A missing file is created, with the headings of the course's questions")
     add("--results", type=Path, nargs="+", metavar="RESULT", default=[],
         help="result folders (--save_root of Tester.py) whose scores and GIFs are added")
     args = parser.parse_args(argv)
@@ -272,7 +272,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists() and args.output.suffix.lower() not in (".html", ".htm"):
         raise BadInput(f"--output {args.output} exists and is not an .html file; choose another name")
     check_writable(args.output.parent, "--output in")
-    page = build(read_runs(args.runs, args.names), args.epochs, args.results, printable(args.title))
+    runs = read_runs(args.runs, args.names)
+    text = read_text(args.text) if args.text else Text()
+    title = args.title or text.title or "Training runs"
+    page = build(runs, args.epochs, args.results, printable(title), text)
     with atomic_write(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, self-contained")

@@ -1,6 +1,6 @@
-"""Take screenshots of an HTML file in a headless browser, in the size of a phone and of a desktop.
+"""Take screenshots of an HTML file in a headless browser, in the size of a phone and of a desktop, and print it.
 
-    python scripts/dev/screenshot.py report.html --save_root DIR        DIR/report_390.png, DIR/report_1280.png
+    python scripts/dev/screenshot.py report.html --save_root DIR     DIR/report_390.png, report_1280.png, report.pdf
 
 Network and JavaScript are off. It fails if the page requests anything outside its file or is wider than the screen.
 Needs Playwright and Chromium: an installed one, or Playwright's own.
@@ -59,10 +59,18 @@ def take_screenshot(browser, page: Path, width: int, picture: Path) -> list[str]
     return wrong + [f"is {needed} pixels wide on a screen of {width}"] * (needed > width)
 
 
+def print_pdf(browser, page: Path, pdf: Path) -> None:
+    """Write the page as it is printed, on the paper that its style names, or on A4."""
+    with contextlib.closing(browser.new_context(java_script_enabled=False, offline=True)) as context:
+        tab = context.new_page()
+        tab.goto(page.resolve().as_uri())
+        tab.pdf(path=pdf, format="A4", prefer_css_page_size=True, print_background=True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = FlagParser(prog="screenshot.py", description="Take screenshots of an HTML file in a headless browser.")
+    parser = FlagParser(prog="screenshot.py", description="Take screenshots of an HTML page, and print it.")
     parser.add_argument("page", metavar="HTML", type=Path, help="the file")
-    parser.add_argument("--save_root", type=folder_name, default=".", help="folder for the screenshots")
+    parser.add_argument("--save_root", type=folder_name, default=".", help="folder for the screenshots and the PDF")
     parser.add_argument("--widths", type=number(int, 100, 4000), nargs="+", default=[390, 1280],
                         help=f"screen widths, CSS pixels; up to {PHONE_UP_TO} for a phone")
     args = parser.parse_args(argv)
@@ -77,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
             picture = folder / f"{args.page.stem}_{width}.png"
             wrong += take_screenshot(browser, args.page, width, picture)
             print(picture)
+        print_pdf(browser, args.page, folder / f"{args.page.stem}.pdf")
+        print(folder / f"{args.page.stem}.pdf")
     if wrong:
         raise BadInput(f"{args.page} {'; it '.join(wrong)}; see the screenshots")
 

@@ -32,6 +32,13 @@ def test_a_phone_has_two_pixels_for_each_of_css(browser, tmp_path):
             assert picture.size == pixels  # the whole page
 
 
+def test_the_page_is_printed(browser, tmp_path):
+    (tmp_path / "page.html").write_text(PAGE + '<div style="height: 2000px">a</div>')
+    screenshot.print_pdf(browser, tmp_path / "page.html", tmp_path / "page.pdf")
+    content = (tmp_path / "page.pdf").read_bytes()
+    assert content.startswith(b"%PDF") and content.count(b"/MediaBox") >= 2  # pages of A4
+
+
 def test_a_page_that_is_too_wide_or_requests_more_is_reported(browser, tmp_path):
     (tmp_path / "page.html").write_text(PAGE + '<div style="width: 900px">a</div><img src="http://x.invalid/a.png">')
     wrong = screenshot.take_screenshot(browser, tmp_path / "page.html", 390, tmp_path / "page.png")
