@@ -113,7 +113,7 @@ def write_mp4(clip: Tensor, path: str | Path, fps: float = 20) -> None:
         temporary.write_bytes(content)
 
 
-def shrink_gif(path: str | Path, labelled: bool) -> bytes:
+def shrink_gif(path: str | Path | BinaryIO, labelled: bool) -> bytes:
     """A GIF from `write_gif` or `side_by_side_gif` at the model's resolution and without labels.
 
     It takes a fraction of the bytes, for a page that enlarges it again. A GIF that was not enlarged keeps its size.
