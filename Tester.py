@@ -4,30 +4,33 @@
     python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --truth DIR   scored against DIR/K/N.png
     python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --split val   the validation sequence
 
-RESULT/ then holds submission.csv (test), pred_seqK.gif and, with real frames, seqK.csv, compare_seqK.gif, psnr.png and
-summary.json. The sizes of network and frames come from the checkpoint.
+RESULT/ then holds summary.json, submission.csv (test), pred_seqK.gif and, with real frames, seqK.csv, compare_seqK.gif
+and psnr.png. The sizes of network and frames come from the checkpoint.
 """
 import argparse
+import platform
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor
 
 from dataloader import FrameCache, GivenSequence, list_frames, read_images, read_test_sequences, read_validation
-from modules.config.tester_flags import fill_from_training, make_parser
+from modules.config.result_folder import SUMMARY, check_results, replace_results
+from modules.config.tester_flags import fill_from_training, parse_command_line
 from modules.evaluation import scores
 from modules.evaluation.evaluate import rollout, score
 from modules.evaluation.submission import write_submission
 from modules.network.cvae import CVAE
 from modules.plots import curves, video
 from modules.training import checkpoint
+from modules.training.origin import describe_epochs, find_best, planned_epochs, read_with_digest
 from utils import (
     BadInput,
     as_bad_input,
-    check_writable,
     compile_pays,
     pick_device,
     pick_precision,
@@ -39,64 +42,72 @@ from utils import (
 
 COURSE_FRAME, COURSE_LENGTH = (32, 64), 630  # what the course's submission has room for
 RESTARTS_PER_BATCH = 64  # restarted parts that are rolled out together: bounds memory
-RESULTS = ("submission.csv", "summary.json", "psnr.png", "seq*.csv", "pred_seq*", "compare_seq*.gif")
 MEMORY_ADVICE = "use --device cpu, fewer test sequences at a time, or a smaller --val_vi_len"
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
-    folder = Path(args.save_root)
-    old_results = check_flags(args)
-    device = pick_device(args.device)
-    with as_bad_input(f"--ckpt_path {args.ckpt_path}"):
-        state = checkpoint.read(Path(args.ckpt_path))
-        fill_from_training(args, state["flags"])
-        model = checkpoint.load_model(state, device, args.match_histogram)
-    if "template_note" in state:
-        print(f"{args.ckpt_path}: {state['template_note']}; frames of {' x '.join(map(str, state['frame_size']))}")
-    if args.restart_every and model.feed == "first":
-        raise BadInput(f"--restart_every {args.restart_every}: this checkpoint feeds nothing back (--feed first) and "
-                       "cannot drift; leave the flag out")
-    sequences, truths = read_data(args, state["frame_size"])
-    if args.split == "test":
-        check_submission(sequences, args.any_size)
-    if compile_pays(args.compile, device, sum(len(sequence.labels) for sequence in sequences)):
-        model.compile_steps()
-    generate = partial(generate_all, latent=args.val_latent, seed=args.seed, precision=args.precision)
-    with as_bad_input(f"--ckpt_path {args.ckpt_path}"):
-        videos = generate(model, sequences)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in old_results:  # all of them: a mixture of two checkpoints' results would mislead
-        path.unlink()
-    write_videos(folder, args, sequences, videos)
-    if truths is not None:
-        settings = {"checkpoint": args.ckpt_path, "epochs": state["epoch"], "split": args.split,
-                    "latent": args.val_latent, "seed": args.seed, "match_histogram": model.match_histogram}
-        restarted = None
-        if args.restart_every:
-            settings["restart_every"] = args.restart_every
-            # A model of its own: the other may be compiled for its batch.
-            again = checkpoint.load_model(state, device, args.match_histogram)
-            restarted = restart_from_truth(sequences, truths, args.restart_every, partial(generate, again))
-        write_scores(folder, sequences, videos, truths, args.fps, settings, restarted)
-    print(f"results are in {folder}")
+    args = parse_command_line(argv)
+    check_flags(args)
+    with replace_results(Path(args.save_root), args.overwrite) as folder:
+        write_results(args, folder)
+    print(f"results are in {args.save_root}")
 
 
-def check_flags(args: argparse.Namespace) -> list[Path]:
-    """The old results that are to be replaced. BadInput: flags that exclude each other, or results that are to stay."""
+def check_flags(args: argparse.Namespace) -> None:
+    """BadInput: flags that exclude each other."""
     if args.truth and args.split == "val":
         raise BadInput("--truth is for the test sequences; the validation sequence has its own real frames: leave "
                        "--truth out")
     if args.restart_every and not args.truth and args.split != "val":
         raise BadInput(f"--restart_every {args.restart_every} needs real frames; give them with --truth, or use "
                        "--split val")
-    folder = Path(args.save_root)
-    check_writable(folder)
-    results = [path for pattern in RESULTS for path in sorted(folder.glob(pattern))]
-    if results and not args.overwrite:
-        raise BadInput(f"--save_root {folder} already holds results ({results[0].name}); replace them with "
-                       "--overwrite, or use another folder")
-    return results
+
+
+def write_results(args: argparse.Namespace, folder: Path) -> None:
+    """Generate, score and write everything that the flags name to ``folder``."""
+    device, path = pick_device(args.device), Path(args.ckpt_path)
+    with as_bad_input(f"--ckpt_path {path}"):
+        state, digest = read_with_digest(path)
+        fill_from_training(args, state["flags"])
+        model = checkpoint.load_model(state, device, args.match_histogram)
+    announce(path, state)
+    if args.restart_every and model.feed == "first":
+        raise BadInput(f"--restart_every {args.restart_every}: this checkpoint feeds nothing back (--feed first) and "
+                       "cannot drift; leave the flag out")
+    sequences, truths = read_data(args, state["frame_size"])
+    check_results(Path(args.save_root), args.overwrite, [sequence.name for sequence in sequences])
+    if args.split == "test":
+        check_submission(sequences, args.any_size)
+    if compile_pays(args.compile, device, sum(len(sequence.labels) for sequence in sequences)):
+        model.compile_steps()
+    generate = partial(generate_all, latent=args.val_latent, seed=args.seed, precision=args.precision)
+    with as_bad_input(f"--ckpt_path {path}"):
+        videos = generate(model, sequences)
+    write_videos(folder, args, sequences, videos)
+    summary = {"checkpoint": str(path.absolute()), "checkpoint_sha256": digest, "epochs": state["epoch"],
+               "num_epoch": planned_epochs(state), "split": args.split, "latent": args.val_latent, "seed": args.seed,
+               "match_histogram": model.match_histogram, "flags": vars(args),
+               "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                            "numpy": numpy.__version__}}
+    if truths is not None:
+        restarted = None
+        if args.restart_every:
+            summary["restart_every"] = args.restart_every
+            # A model of its own: the other may be compiled for its batch.
+            again = checkpoint.load_model(state, device, args.match_histogram)
+            restarted = restart_from_truth(sequences, truths, args.restart_every, partial(generate, again))
+        summary |= write_scores(folder, sequences, videos, truths, args.fps, args.restart_every, restarted)
+    # The list tells the next call with --overwrite which files of the folder are results.
+    summary["files"] = sorted([SUMMARY, *(result.name for result in folder.iterdir())])
+    write_json(folder / SUMMARY, summary)
+
+
+def announce(path: Path, state: dict) -> None:
+    """Print what the checkpoint is, and which one is better."""
+    note = f"; {state['template_note']}" if "template_note" in state else ""
+    print(f"{path}: checkpoint {describe_epochs(state)}, frames of {' x '.join(map(str, state['frame_size']))}{note}")
+    if better := find_best(path, state):
+        print(f"this is not the best checkpoint of its run; that is {better[0]}, {describe_epochs(better[1])}")
 
 
 def read_data(args: argparse.Namespace, frame_size: list[int]) -> tuple[list[GivenSequence], list[Tensor] | None]:
@@ -184,8 +195,11 @@ def write_videos(folder: Path, args: argparse.Namespace, sequences: list[GivenSe
 
 
 def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tensor], truths: list[Tensor],
-                 fps: float, settings: dict, restarted: list[Tensor] | None = None) -> None:
-    """Write the scores and their pictures, and print the summary. ``restarted``: from ``restart_from_truth``."""
+                 fps: float, restart_every: int = 0, restarted: list[Tensor] | None = None) -> dict[str, dict]:
+    """Write the scores and their pictures, print the summaries, and return them: "mean", and by name "sequences".
+
+    ``restarted``: from ``restart_from_truth``.
+    """
     summaries, tables = {}, {}
     for index, (sequence, clip, truth) in enumerate(zip(sequences, videos, truths, strict=True)):
         name = sequence.name
@@ -193,11 +207,11 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         summary = summaries[name] = scores.summarise(table)
         if restarted is not None:
             table["psnr_restarted"] = score(restarted[index], truth).psnr
-            summary |= scores.compare_with_restarted(table["psnr"], table["psnr_restarted"], settings["restart_every"])
+            summary |= scores.compare_with_restarted(table["psnr"], table["psnr_restarted"], restart_every)
         rows = zip(*(values.tolist() for values in table.values()), strict=True)
         write_table(folder / f"seq{name}.csv", tuple(table), [dict(zip(table, row, strict=True)) for row in rows])
         video.side_by_side_gif(truth, clip, sequence.labels, folder / f"compare_seq{name}.gif", fps)
-        print(f"sequence {name}: {scores.describe(summary)}")
+        print(f"sequence {name}: {scores.describe(summary, restart_every)}")
     lines = {f"sequence {name}": table["psnr"][1:] for name, table in tables.items()}
     # One curve for all: each frame's mean over the sequences that are long enough.
     lines["repeat the first frame"] = torch.nn.utils.rnn.pad_sequence(
@@ -207,9 +221,9 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
     brightness = {f"sequence {name}": table["brightness_error"][1:] for name, table in tables.items()}
     curves.plot_psnr(lines, folder / "psnr.png", "PSNR per frame, free-running", brightness)
     mean = scores.mean_summary(list(summaries.values()))
-    write_json(folder / "summary.json", {**settings, "mean": mean, "sequences": summaries})
-    print(f"mean of {len(summaries)} sequence(s): {scores.describe(mean)}; gain on repeating the first frame "
-          f"{mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB")
+    print(f"mean of {len(summaries)} sequence(s): {scores.describe(mean, restart_every)}; gain on repeating the first "
+          f"frame {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB")
+    return {"mean": mean, "sequences": summaries}
 
 
 if __name__ == "__main__":

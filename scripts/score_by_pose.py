@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from dataloader import read_test_sequences, read_validation  # noqa: E402
 from modules.config.parser import FlagParser, number  # noqa: E402
 from modules.data.frame_cache import FrameCache  # noqa: E402
-from modules.evaluation.metrics import SCORED_FRAMES, slope  # noqa: E402
+from modules.evaluation.metrics import MIN_SLOPE_FRAMES, SCORED_FRAMES, slope  # noqa: E402
 from utils import BadInput, run_main  # noqa: E402
 
 GROUPS = ("all", "whole", "close", "leaving")
@@ -61,16 +61,16 @@ def read_result(folder: Path) -> tuple[str, dict[str, Tensor]]:
     BadInput : it is not a result of Tester.py with scores.
     """
     try:
-        split = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["split"]
-        scores = {}
-        for path in sorted(folder.glob("seq*.csv")):
-            with open(path, newline="", encoding="utf-8") as file:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        split, scores = summary["split"], {}
+        for name in summary["sequences"]:
+            with open(folder / f"seq{name}.csv", newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            scores[path.stem[3:]] = torch.tensor([[float(row[column]) for row in rows]
+            scores[name] = torch.tensor([[float(row[column]) for row in rows]
                                                   for column in ("psnr", "brightness_error")], dtype=torch.float64)
         if split not in ("test", "val") or not scores or (split == "val" and set(scores) != {"val"}):
-            raise ValueError("summary.json and seq*.csv do not belong together")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError("split and sequences do not belong together")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{folder}: no valid scores of Tester.py ({error}); run it with --truth or --split "
                        "val") from error
     return split, scores
@@ -126,12 +126,14 @@ def main(argv: list[str] | None = None) -> None:
             groups = group_scores(scores, labels[split], args.close)
         except ValueError as error:
             raise BadInput(f"{result}: its {error} --DR {root}; give the dataset it was made from") from error
-        slopes = [slope(values[0, 1:1 + SCORED_FRAMES]) for values in scores.values()]
+        slopes = [slope(values[0, 1:1 + SCORED_FRAMES]) for values in scores.values()
+                  if values.shape[1] > MIN_SLOPE_FRAMES]
         for group, values in groups.items():
             count = values.shape[1]
             psnr, brightness = values.mean(dim=1).tolist()
             means = f"{psnr:9.2f}  {brightness:+16.4f}" if count else f"{'-':>9}  {'-':>16}"
-            drift = f"   {sum(slopes) / len(slopes):+24.2f}" if group == "all" else ""
+            has_slope = group == "all" and len(slopes) == len(scores)
+            drift = f"   {sum(slopes) / len(slopes):+24.2f}" if has_slope else ""
             print(f"{result:{width}}  {group:7} {count:7}  {means}{drift}")
 
 

@@ -215,10 +215,19 @@ def print_table(result: dict) -> None:
             print(f"{name:<18}{value:>12.4f}{result['repeat_first'][name]:>26.4f}")
 
 
+def check_output(output: Path, submission: Path, truth: Path) -> None:
+    """BadInput: ``output`` cannot be written, or it is one of the files to be read, also under another name."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise BadInput(f"--json {output} cannot be written; give a file in an existing folder")
+    inputs = [submission, truth, *truth.glob("*/*")]
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise BadInput(f"--json {output} is a file of the submission or the truth; give another file")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise BadInput(f"--json {args.json} cannot be written; give a file in an existing folder")
+    if args.json:
+        check_output(args.json, args.submission, args.truth)
     size = (args.frame_H, args.frame_W)
     submission = split_sequences(args.submission, read_submission(args.submission, *size), args.length)
     try:

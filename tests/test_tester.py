@@ -3,6 +3,8 @@
     python -m pytest tests/test_tester.py
 """
 import contextlib
+import errno
+import hashlib
 import json
 import re
 
@@ -13,8 +15,12 @@ import torch
 import Tester
 from conftest import H, W, contents, make_video, read_csv
 from dataloader import GivenSequence
+from modules.config import tester_flags, trainer_flags
+from modules.config.result_folder import STAGING
 from modules.evaluation.metrics import course_score
 from modules.network.cvae import CVAE
+from modules.plots import curves
+from modules.plots.video import write_gif, write_mp4
 from modules.training.checkpoint import save
 from utils import BadInput
 
@@ -53,6 +59,11 @@ def generate(data, checkpoint, folder, *flags):
     return folder
 
 
+def results(folder) -> dict[str, bytes]:
+    """The files of a folder without its lock, which remains."""
+    return {name: content for name, content in contents(folder).items() if name != ".lock"}
+
+
 def read_rows(folder) -> dict[str, np.ndarray]:
     """The rows of each sequence in the submission, without their ids."""
     lines = (folder / "submission.csv").read_text().splitlines()[1:]
@@ -79,9 +90,9 @@ def test_results_hold_all_sequences_in_numeric_order_from_their_given_frames(sco
     lines = [["id", *range(3 * H * W)], *([index, *row] for index, row in rows)]
     text = "".join(",".join(map(str, line)) + "\n" for line in lines)
     assert (scored / "submission.csv").read_bytes() == text.encode()
-    results = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif")
-    assert set(contents(scored)) == {"submission.csv", "summary.json", "psnr.png",
-                                     *(result.format(name) for name in LENGTHS for result in results)}
+    each = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif")
+    names = {"submission.csv", "summary.json", "psnr.png", *(form.format(name) for name in LENGTHS for form in each)}
+    assert set(results(scored)) == names == set(json.loads((scored / "summary.json").read_text())["files"])
     for name, video in videos.items():
         assert video.shape == (LENGTHS[name], 3 * H * W) and video[0].tolist() == real_rows(name)[0].tolist()
         assert len(np.unique(video, axis=0)) == LENGTHS[name]  # it moves
@@ -106,6 +117,33 @@ def test_only_the_courses_sizes_are_submitted_unless_allowed():
         Tester.check_submission([GivenSequence("7", frames[0], labels, [])], any_size)
         with pytest.raises(BadInput, match="sequence 7 .*--any_size") if any_size else contextlib.nullcontext():
             Tester.check_submission([GivenSequence("7", frames[0], labels, [])], False)
+
+
+def test_a_submission_can_be_traced_without_real_frames(data, checkpoint, tmp_path, monkeypatch):
+    path = change(checkpoint, tmp_path / "c.ckpt", "flags", num_epoch=32, seed=7)
+    monkeypatch.chdir(tmp_path)
+    folder = generate(data, "c.ckpt", tmp_path / "r", "--latent", "mean")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["checkpoint"] == str(path)
+    assert summary["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (summary["epochs"], summary["num_epoch"], summary["split"]) == (3, 32, "test")
+    assert (summary["latent"], summary["seed"], summary["match_histogram"]) == ("mean", 7, "off")
+    assert summary["flags"].keys() == tester_flags.make_parser().defaults().keys() - {"ignored"}
+    assert summary["flags"]["seed"] == 7 and summary["flags"]["DR"] == str(data)
+    assert summary["versions"]["torch"] == torch.__version__ and summary["versions"].keys() == {"python", "torch",
+                                                                                                "numpy"}
+    assert not {"mean", "sequences"} & summary.keys()
+    assert set(summary["files"]) == set(results(folder)) == {"submission.csv", "summary.json"}
+
+
+def test_slow_and_fast_pictures_are_written(tmp_path):
+    """Also of a sequence that never moves, whose frames a GIF stores as one."""
+    parser = tester_flags.make_parser()
+    for fps in ("1", "50"):
+        clip = torch.zeros(630, 3, 4, 4, dtype=torch.uint8)
+        fps = parser.parse_args(["--DR", "d", "--ckpt_path", "c", "--save_root", "s", "--fps", fps]).fps
+        write_gif(clip, tmp_path / "a.gif", fps)
+        write_mp4(clip[:3], tmp_path / "a.mp4", fps)
 
 
 # Scores
@@ -161,14 +199,84 @@ def test_each_part_is_restarted_from_its_real_frame(every):
 
 # Old results and bad input
 
-def test_old_results_are_replaced_only_when_asked(data, checkpoint, tmp_path, refused):
+def test_old_results_are_replaced_only_when_asked_and_other_files_never(data, checkpoint, tmp_path, refused):
     folder = tmp_path / "r"
     folder.mkdir()
-    for name in ("submission.csv", "pred_seq77.gif", "notes.txt", "sequel.txt"):
-        (folder / name).write_text("old")
-    assert "--overwrite" in refused("Tester.py", *command(data, checkpoint, folder), untouched=folder)
+    kept = {"r/sequences.csv", "r/pred_seq_notes.txt", "r/seq8.csv", "r/sub/seq1.csv", "seq9.csv"}
+    listed = ["submission.csv", "pred_seq77.gif", "../seq9.csv", "sub/seq1.csv", "pred_seq_notes.txt", 3]
+    for name in (*kept, "r/submission.csv", "r/pred_seq77.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    (folder / "summary.json").write_text(json.dumps({"files": listed[:-1]}))
+    assert "--overwrite" in refused("Tester.py", *command(data, checkpoint, folder), untouched=tmp_path)
     generate(data, checkpoint, folder, "--overwrite")
-    assert set(contents(folder)) == {"submission.csv", "notes.txt", "sequel.txt"} and read_rows(folder)
+    assert set(results(tmp_path)) - {"r/.lock"} == {*kept, "r/submission.csv", "r/summary.json"} and read_rows(folder)
+    for damaged in ("{", "[]", '{"files": 3}', json.dumps({"files": listed})):
+        (folder / "summary.json").write_text(damaged)
+        generate(data, checkpoint, folder, "--overwrite")
+        assert kept < set(contents(tmp_path))
+
+
+def test_a_file_that_a_sequence_would_replace_is_an_old_result(data, checkpoint, tmp_path, refused):
+    (tmp_path / "seq10.csv").write_text("the user's")
+    assert "seq10.csv" in refused("Tester.py", *command(data, checkpoint, tmp_path), untouched=tmp_path)
+    (tmp_path / "psnr.png").mkdir()
+    flags = command(data, checkpoint, tmp_path, "--overwrite")
+    assert "psnr.png is a folder" in refused("Tester.py", *flags, untouched=tmp_path)
+
+
+@pytest.mark.parametrize("has_old_results", [True, False])
+def test_a_full_disk_leaves_the_old_results_and_no_half_ones(has_old_results, data, checkpoint, tmp_path, refused,
+                                                             monkeypatch):
+    folder = tmp_path / "new" / "r"
+    if has_old_results:
+        generate(data, checkpoint, folder)
+
+    def fill(*args):
+        assert (folder / STAGING / "submission.csv").exists()
+        raise OSError(errno.ENOSPC, "No space left on device", "psnr.png")
+
+    monkeypatch.setattr(curves, "plot_psnr", fill)
+    message = refused("Tester.py", *command(data, checkpoint, folder, "--overwrite", "--truth", data / "truth"),
+                      untouched=folder)
+    assert "No space left" in message and not (folder / STAGING).exists()
+    assert has_old_results or not folder.parent.exists()
+
+
+@pytest.mark.parametrize("has_old_results", [True, False])
+def test_of_two_calls_for_one_folder_the_second_is_refused(has_old_results, data, checkpoint, tmp_path, monkeypatch):
+    folder, begun = tmp_path / "r", []
+    if has_old_results:
+        generate(data, checkpoint, folder)
+    rollout = Tester.generate_all
+
+    def start_another(*args, **kwargs):
+        begun.append(None)
+        assert len(begun) == 1, "the second call generates, too"
+        before = contents(folder)
+        with pytest.raises(BadInput, match="in use"):
+            generate(data, checkpoint, folder, "--seed", 1, "--overwrite")
+        assert contents(folder) == before
+        return rollout(*args, **kwargs)
+
+    monkeypatch.setattr(Tester, "generate_all", start_another)
+    generate(data, checkpoint, folder, "--overwrite")
+    assert begun and json.loads((folder / "summary.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_a_killed_call_left_is_deleted(is_link, data, checkpoint, tmp_path):
+    folder, others = tmp_path / "r", tmp_path / "others"
+    for path in (folder, others, folder / STAGING):
+        path.mkdir()
+    if is_link:
+        (folder / STAGING).rmdir()
+        (folder / STAGING).symlink_to(others)
+    for path in (folder / STAGING / "pred_seq7.gif", folder / ".psnr.png.0123abcd.tmp", folder / ".owner.json"):
+        path.write_text("{")
+    generate(data, checkpoint, folder)
+    assert set(results(folder)) == {"submission.csv", "summary.json"}
+    assert set(contents(others)) == ({"pred_seq7.gif"} if is_link else set())
 
 
 @pytest.mark.parametrize("part, changes, words", [
@@ -187,10 +295,26 @@ def test_an_unusable_checkpoint_is_refused_before_old_results_go(part, changes, 
 @pytest.mark.parametrize("flags, words", [
     ("--split val", "--val_vi_len 630"), ("--split val --truth t", "--truth"), ("--truth gone", "gone.*--truth"),
     ("--restart_every 60", "--restart_every.*--truth"), (f"--save_root {__file__}", "--save_root"),
-    ("--ckpt_path gone.ckpt", "--ckpt_path gone.ckpt")], ids=lambda value: value.split()[0])
+    ("--ckpt_path gone.ckpt", "--ckpt_path gone.ckpt"), ("--fps 0.001", "--fps.*at least 1, at most 50")],
+    ids=lambda value: value.split()[0])
 def test_impossible_flags_are_refused(flags, words, data, checkpoint, tmp_path, refused):
     message = refused("Tester.py", *command(data, checkpoint, tmp_path / "r", *flags.split()), untouched=tmp_path)
     assert re.search(words, message), message
+
+
+def test_flags_of_the_course_without_a_meaning_here_are_ignored_with_one_line(capsys):
+    given = ["--DR", "d", "--ckpt_path", "c", "--save_root", "s"]
+    values = {"test": [], "fast_train": [], "store_visualization": []}
+    ignored = [word for flag in tester_flags.COURSE_FLAGS for word in (f"--{flag}", *values.get(flag, ["1"]))]
+    args = tester_flags.parse_command_line([*given, *ignored, "--no-fast_train", "--test", "--num_workers", "3"])
+    line, = capsys.readouterr().err.splitlines()
+    named = re.findall(r"--[\w-]+", line)
+    assert sorted(named) == sorted(["--no-fast_train", *(f"--{flag}" for flag in tester_flags.COURSE_FLAGS)])
+    assert args == tester_flags.parse_command_line([*given, "--num_workers", "3"]) and not capsys.readouterr().err
+    assert set(tester_flags.COURSE_FLAGS) < trainer_flags.make_parser().defaults().keys()
+    for unknown in ("--resume", "--tfrr", "--replay"):
+        with pytest.raises(BadInput, match=unknown):
+            tester_flags.parse_command_line([*given, unknown])
 
 
 @pytest.mark.parametrize("damaged", ["test/test_img/0/0.png", "test/test_label/1/3.png", "test/test_label/2",

@@ -32,17 +32,20 @@ def test_each_frame_is_in_one_group():
     assert group_poses(pale, 0.8)["close"].item()
 
 
-@pytest.fixture
-def result(tmp_path):
-    """Scores of a sequence of four frames, and its dataset."""
-    folder = tmp_path / "result"
+def make_result(root, psnr):
+    """Scores of one sequence, and its dataset."""
+    folder = root / "result"
     folder.mkdir()
-    write_sequence(tmp_path / "data", "0", 4, seed=1)
-    (folder / "summary.json").write_text(json.dumps({"split": "test"}))
-    rows = [{"frame": frame, "psnr": value, "brightness_error": value / 100}
-            for frame, value in enumerate((100.0, 30.0, 20.0, 10.0))]
+    write_sequence(root / "data", "0", len(psnr), seed=1)
+    (folder / "summary.json").write_text(json.dumps({"split": "test", "sequences": {"0": {}}}))
+    rows = [{"frame": frame, "psnr": value, "brightness_error": value / 100} for frame, value in enumerate(psnr)]
     write_table(folder / "seq0.csv", ("frame", "psnr", "brightness_error"), rows)
     return folder
+
+
+@pytest.fixture
+def result(tmp_path):
+    return make_result(tmp_path, (100.0, 30.0, 20.0, 10.0))
 
 
 def call(result, *flags):
@@ -51,19 +54,28 @@ def call(result, *flags):
 
 
 def test_means_exclude_the_given_frame(result, capsys):
+    (result / "sequences.csv").write_text("the user's")
     call(result)
     rows = {line.split()[1]: line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]}
-    assert rows["all"] == ["3", "20.00", "+0.2000", "-6000.00"]
+    assert rows["all"] == ["3", "20.00", "+0.2000"]  # no slope of so few frames
     assert sum(int(rows[group][0]) for group in ("whole", "close", "leaving")) == 3
     assert rows["whole"] == ["0", "-", "-"]  # the dataset's poses have a black background: no person is whole
+
+
+def test_a_long_sequence_has_a_slope(tmp_path, capsys):
+    call(make_result(tmp_path, [100.0, *(40.2 - frame / 100 for frame in range(1, 121))]))
+    assert capsys.readouterr().out.splitlines()[1].split()[2:] == ["120", "39.59", "+0.3960", "-6.00"]
 
 
 @pytest.mark.parametrize("damage, words", [
     (lambda folder: (folder / "summary.json").unlink(), "summary.json"),
     (lambda folder: (folder / "summary.json").write_text("{"), "no valid scores"),
-    (lambda folder: (folder / "seq0.csv").unlink(), "do not belong together"),
-    (lambda folder: (folder / "summary.json").write_text('{"split": "val"}'), "do not belong together"),
-    (lambda folder: (folder / "seq0.csv").rename(folder / "seq7.csv"), "sequence 7 .*--DR"),
+    (lambda folder: (folder / "seq0.csv").unlink(), "no valid scores.*seq0.csv"),
+    (lambda folder: (folder / "summary.json").write_text('{"split": "val", "sequences": {"0": {}}}'),
+     "do not belong together"),
+    (lambda folder: (folder / "summary.json").write_text('{"split": "val"}'), "no valid scores"),
+    (lambda folder: (folder.parent / "data/test/test_label/0/2.png").unlink(), "pose of frame 2"),
+    (lambda folder: (folder.parent / "data/test/test_label/0/3.png").unlink(), "sequence 0 .*--DR"),
     (lambda folder: (folder / "seq0.csv").write_text("frame,psnr\n0,1\n"), "no valid scores")])
 def test_an_invalid_result_is_refused(damage, words, result):
     damage(result)

@@ -235,6 +235,18 @@ def test_an_invalid_json_file_is_refused(files, tmp_path, capsys):
         assert f"--json {out}" in refusal(capsys, *files, *FLAGS, "--json", out)
 
 
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("target", ["submission.csv", "truth.csv", "truth/1/2.png"])
+def test_scores_are_not_written_over_the_frames(target, link, files, tmp_path, capsys):
+    truth = write_folder(tmp_path / "truth", make_frames(2, 1)) if "/" in target else files[1]
+    before, out = (tmp_path / target).read_bytes(), tmp_path / target
+    if link:
+        out = tmp_path / "score.json"
+        getattr(out, link)(tmp_path / target)
+    assert f"--json {out}" in refusal(capsys, files[0], truth, *FLAGS, "--json", out)
+    assert (tmp_path / target).read_bytes() == before
+
+
 def copy_frame(folder: Path) -> None:
     (folder / "4.png").write_bytes((folder / "3.png").read_bytes())
 
