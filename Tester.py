@@ -14,6 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import utils  # noqa: F401  first: it must run before PyTorch is imported
+
+# isort: split
 import numpy
 import torch
 from torch import Tensor
@@ -65,7 +68,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def write_results(args: argparse.Namespace, folder: Path) -> None:
     """Generate, score and write everything that the flags name to ``folder``."""
-    device, path = pick_device(args.device), Path(args.ckpt_path)
+    device, path = pick_device(args.device, args.threads), Path(args.ckpt_path)
     with as_bad_input(f"--ckpt_path {path}"):
         state, digest = read_with_digest(path)
         fill_from_training(args, state["flags"])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 # What must happen before PyTorch is imported. Programs import this module first.
 
 PACKAGES = ("torch", "torchvision", "numpy", "tqdm", "matplotlib", "imageio", "av", "PIL", "torchmetrics",
-            "tensorboard", "filelock")
+            "tensorboard", "filelock", "markdown_it")
 if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
     print(f"{os.path.basename(sys.argv[0])}: error: not installed: {', '.join(missing)}; run scripts/setup.sh, then "
           "`source .venv/bin/activate`, or use .venv/bin/python", file=sys.stderr)
@@ -65,6 +65,9 @@ def run_main(program: str, main: Callable[[], None], memory_advice: str = "use s
     """
     _handler.setFormatter(logging.Formatter(f"{program}: %(message)s"))
     sys.stderr = sys.stderr or open(os.devnull, "w")  # None where it was closed before the start, as in `2>&-`
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, or not a text file
+            stream.reconfigure(errors="backslashreplace")  # a file's name may have no form in its encoding
     try:
         code = _run(main, memory_advice)
     except BrokenPipeError:  # `program | head`: everything that had to be saved is saved

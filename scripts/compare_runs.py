@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
 
+# isort: split
 from modules.config.parser import FlagParser, folder_name, number  # noqa: E402
 from modules.plots import comparison  # noqa: E402
 from modules.plots.style import best  # noqa: E402

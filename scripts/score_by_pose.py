@@ -15,10 +15,13 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
+
+# isort: split
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 from dataloader import read_test_sequences, read_validation  # noqa: E402
 from modules.config.parser import FlagParser, number  # noqa: E402
 from modules.data.frame_cache import FrameCache  # noqa: E402

@@ -13,12 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
+
+# isort: split
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 from dataloader import list_frames, natural_order, read_image  # noqa: E402
 from modules.config.parser import FlagParser, number  # noqa: E402
 from modules.evaluation.metrics import SCORED_FRAMES, course_score, psnr, repeat_first  # noqa: E402

@@ -4,6 +4,7 @@
 """
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -97,6 +98,14 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_a_name_outside_the_terminals_encoding_is_printed_escaped(monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert utils.run_main("P.py", lambda: print("results are in \u00e9\udcff")) == 0
+    assert out.buffer.getvalue() == b"results are in \\xe9\\udcff\n"
+
+
 # Packages and threads
 
 PROGRAMS = ("Trainer.py", "Tester.py", "scripts/report.py", "scripts/compare_runs.py", "scripts/score_submission.py",
@@ -123,7 +132,7 @@ def test_a_missing_package_is_one_sentence_that_names_the_command_that_installs_
 def test_the_required_packages_are_those_of_the_requirements():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = {re.match(r"[\w-]+", line)[0] for line in lines} | {"av"}  # with imageio
-    assert set(utils.PACKAGES) == names - {"pillow"} | {"PIL"}
+    assert set(utils.PACKAGES) == names - {"pillow", "markdown-it-py"} | {"PIL", "markdown_it"}
 
 
 def test_openmp_waits_as_chosen_unless_the_user_chooses():

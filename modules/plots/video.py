@@ -1,6 +1,7 @@
 """GIF and MP4 files."""
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
