@@ -26,7 +26,9 @@ from modules.data.augmentation import crop, draw_windows
 from modules.data.frame_cache import FrameCache
 from utils import BadInput, as_bad_input, check_writable, progress_bar
 
-FRAME_NAME = re.compile(r"\D*(\d+)\.png", re.IGNORECASE)
+FRAME_NAME = re.compile(r"(?P<prefix>\D*)(?P<number>\d+)\.png", re.IGNORECASE)
+OTHER_IMAGE = re.compile(r".*\.(jpe?g|bmp|gif|tiff?|webp)", re.IGNORECASE)
+SPLITS = ("train", "val", "test")
 
 
 @dataclass
@@ -65,23 +67,28 @@ class GivenSequence:
 
 
 def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
-    """The PNG files of a folder by number, in numeric order. Hidden files and other file types are ignored.
+    """The PNG files of a folder by number, in numeric order. Hidden files are ignored, and those that are no images.
 
     ``flag`` is the flag that named the folder, for the error message.
 
     Raises
     ------
-    BadInput : no such folder, no PNG file in it, a PNG file without a number, or two with the same number.
+    BadInput : no such folder, no PNG file in it, an image of another type, a PNG file without a number or with a
+        negative one, or two with the same number.
     """
     _check_folder(folder, flag)
     frames: dict[int, Path] = {}
     for name in sorted(os.listdir(folder)):
+        path, match = folder / name, FRAME_NAME.fullmatch(name)
+        if not name.startswith(".") and OTHER_IMAGE.fullmatch(name):
+            raise BadInput(f"{path}: only PNG images are read from this folder; convert it to PNG or remove it")
         if name.startswith(".") or not name.lower().endswith(".png"):
             continue
-        path, match = folder / name, FRAME_NAME.fullmatch(name)
         if not match:
             raise BadInput(f"{path}: the name is not a number with an optional prefix; rename or remove the file")
-        number = int(match[1])
+        if re.search(r"(^|[\W_])-$", match["prefix"]):  # in "frame-3.png", the "-" is no sign
+            raise BadInput(f"{path}: the number is negative; number the frames from 0")
+        number = int(match["number"])
         if number >= 2**63:
             raise BadInput(f"{path}: the number is too large; rename the file")
         if number in frames:
@@ -95,6 +102,18 @@ def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
 def _check_folder(folder: Path, flag: str = "--DR") -> None:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; point {flag} at a dataset in the layout that the README shows")
+
+
+def _check_level(root: Path) -> None:
+    """BadInput if ``root`` is not a dataset, but a folder in it is, or one of the two that it is in."""
+    def is_dataset(folder: Path) -> bool:
+        return any(os.path.isdir(folder / split / f"{split}_img") for split in SPLITS)
+
+    if not is_dataset(root):
+        outside = [Path(os.path.normpath(root / up)) for up in ("..", "../..")]
+        for folder in [*(sorted(root.iterdir()) if root.is_dir() else []), *outside]:
+            if is_dataset(folder):
+                raise BadInput(f"--DR {root} is not the root of a dataset; did you mean --DR {folder}?")
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
@@ -149,6 +168,7 @@ def read_recording(root: Path, split: str, height: int, width: int, num_workers:
     ------
     BadInput : a folder is missing or empty, a frame has no pose or vice versa, or a file cannot be read.
     """
+    _check_level(root)
     folders = root / split / f"{split}_img", root / split / f"{split}_label"
     frames, labels = map(list_frames, folders)
     for number in sorted(frames.keys() ^ labels.keys()):
@@ -193,6 +213,7 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int,
     ------
     BadInput : a folder is missing or empty, a first frame or a pose is missing, or a file cannot be read.
     """
+    _check_level(root)
     images, poses = root / "test" / "test_img", root / "test" / "test_label"
     names = {}
     for folder in (images, poses):
@@ -219,9 +240,9 @@ def read_test_sequences(root: Path, height: int, width: int, num_workers: int,
     return sequences
 
 
-def natural_order(name: str) -> list:
-    """Sort key that orders names by the numbers in them: 2 before 10."""
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+def natural_order(name: str) -> tuple[list, str]:
+    """Sort key that orders names by the numbers in them, then as text: 2 before 10, 01 before 1."""
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)], name
 
 
 def segments(numbers: Tensor) -> Tensor:

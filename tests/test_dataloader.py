@@ -2,9 +2,11 @@
 
     pytest tests/test_dataloader.py
 """
+import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,22 @@ def test_a_png_without_a_clear_number_is_refused(name, tmp_path):
         dataloader.list_frames(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["-3.png", "frame_-3.png", "take -3.PNG", "--3.png"])
+def test_a_negative_number_is_refused(name, tmp_path):
+    write_pngs(tmp_path, [one_colour(0)], [name[:-4]])
+    (tmp_path / f"{name[:-4]}.png").rename(tmp_path / name)
+    with pytest.raises(BadInput, match=f"{name}: the number is negative"):
+        dataloader.list_frames(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["2.jpg", "2.JPEG", "frame2.bmp", "2.webp", "2.tif", "cover.gif"])
+def test_an_image_of_another_type_is_refused_rather_than_missing(name, tmp_path):
+    write_pngs(tmp_path, [one_colour(0)] * 2, [1, 3])
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadInput, match=f"{name}: only PNG"):
+        dataloader.list_frames(tmp_path)
+
+
 def test_a_number_too_large_for_a_tensor_is_refused(tmp_path):
     write_pngs(tmp_path, [one_colour(0)], [2**63])
     with pytest.raises(BadInput, match="too large"):
@@ -83,10 +101,36 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         dataloader.list_frames(tmp_path)
 
 
+@pytest.mark.parametrize("given", ["", "data/train", "data/train/train_img", "data/missing"])
+@pytest.mark.parametrize("read", [partial(dataloader.read_recording, split="train"), dataloader.read_test_sequences],
+                         ids=["train", "test"])
+def test_a_wrong_level_is_refused_with_the_right_one(read, given, tmp_path):
+    for folder in ("data/train/train_img", "data/test/test_img/0", "another", "figures/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a file").write_bytes(b"")
+    with pytest.raises(BadInput, match=f"--DR {tmp_path / given} is .*; did you mean --DR {tmp_path / 'data'}[?]$"):
+        read(tmp_path / given, height=H, width=W, num_workers=1)
+
+
+@pytest.mark.parametrize("given, meant", [(".", ".."), ("../train", "..")])
+def test_a_wrong_level_is_found_from_a_relative_path(given, meant, tmp_path, monkeypatch):
+    (tmp_path / "train" / "train_img").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "train")
+    with pytest.raises(BadInput, match=f"did you mean --DR {re.escape(meant)}[?]$"):
+        dataloader.read_recording(Path(given), "train", H, W, 1)
+
+
+def test_a_missing_split_of_a_dataset_is_named_whatever_is_around_it(tmp_path):
+    for folder in ("train/train_img", "train/train_label", "copy/val/val_img"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(BadInput, match=f"{tmp_path}/val/val_img: no such folder"):
+        dataloader.read_validation(tmp_path, 2, H, W, 1)
+
+
 def test_stray_files_are_ignored(own_data):
     before = dataloader.read_recording(own_data, "train", H, W, 1)
     for folder in ("train/train_img", "train/train_label", "test/test_img", "test/test_label", "test/test_img/0"):
-        for name in (".DS_Store", "Thumbs.db", "._1.png", "3.jpg", "notes.txt", ".1.png.swp"):
+        for name in (".DS_Store", "Thumbs.db", "._1.png", ".3.jpg", "notes.txt", ".1.png.swp"):
             (own_data / folder / name).write_bytes(b"stray")
         (own_data / folder / ".ipynb_checkpoints").mkdir()
     assert_same(dataloader.read_recording(own_data, "train", H, W, 1), before)
@@ -291,6 +335,14 @@ def test_sequences_are_in_numeric_order_with_their_first_frames(tmp_path):
         assert torch.equal(sequence.first_frame, to_tensor(frames[0]))
         assert torch.equal(sequence.labels[1:], to_tensor(labels[1:]))
         assert sequence.numbers == [0, 1, 2, 3, 4]
+
+
+def test_names_of_equal_numbers_are_ordered_as_text():
+    names = ["1", "b1", "01", "10", "001", "a1", "2", "a01", "", "a"]
+    for seed in range(5):
+        shuffled = np.random.default_rng(seed).permutation(names).tolist()
+        assert sorted(shuffled, key=dataloader.natural_order) == [
+            "", "001", "01", "1", "2", "10", "a", "a01", "a1", "b1"]
 
 
 def test_the_first_frame_has_the_lowest_number_and_needs_no_pose(tmp_path):

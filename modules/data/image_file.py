@@ -1,9 +1,10 @@
 """Reading of untrusted image files."""
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow warns about damaged files, which are refused anyway. Set here since threads cannot change filters safely.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -12,17 +13,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def read(path: Path, height: int, width: int) -> np.ndarray:
     """Read a PNG (or JPEG) file as uint8 (height, width, 3), resized by torchvision's ``resize`` of a PIL image.
 
-    Palette and grey images become RGB; of 16 bits per channel the upper 8 are kept.
+    Palette and grey images become RGB; of 16 bits per channel the upper 8 are kept. An image that its metadata declare
+    to be rotated is turned upright, as viewers show it.
 
     Raises
     ------
     ValueError : the file is missing, not such an image, truncated, partly transparent, or claims an absurd size.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for a writer
+        raise ValueError(f"{path}: not a regular file; replace or remove it")
     try:
         # No other formats, whatever the name: Pillow passes some of them to external programs.
         with Image.open(path, formats=("PNG", "JPEG")) as file:
             if file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError  # Pillow only warns, up to twice this size
+            ImageOps.exif_transpose(file, in_place=True)
             is_opaque = not file.has_transparency_data or file.convert("RGBA").getchannel("A").getextrema()[0] == 255
             image = _to_rgb(file)
     except Image.DecompressionBombError as error:

@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import io
+import os
 import random
 import resource
 import shutil
@@ -88,8 +89,7 @@ def fuzz_dataset(work: Path, rng: random.Random) -> None:
                     shutil.copy(added, partner / added.name)
             case 7:
                 path.unlink()
-                if rng.random() < 0.5:
-                    path.mkdir()
+                rng.choice([lambda path: None, Path.mkdir, os.mkfifo])(path)
         recording = read_recording(root, "train", H, W, 1)
         assert recording.frames.shape == recording.labels.shape == (len(recording.numbers), 3, H, W)
     finally:
@@ -98,6 +98,7 @@ def fuzz_dataset(work: Path, rng: random.Random) -> None:
                 (root / "train" / folder / added.name).unlink(missing_ok=True)
         if path.is_dir():
             path.rmdir()
+        path.unlink(missing_ok=True)  # a pipe would wait for a reader
         path.write_bytes(intact)
 
 
@@ -109,9 +110,11 @@ def fuzz_cache(work: Path, rng: random.Random) -> None:
     assert torch.equal(plain.frames, cached.frames) and torch.equal(plain.labels, cached.labels)
     files = sorted((root / ".frame_cache").rglob("*.frames"))
     path = rng.choice(files)
-    match rng.randrange(5):
+    match rng.randrange(6):
         case 0:
             shutil.copy(files[0], files[1])
+        case 3:
+            rng.choice([path, *path.parents[:3]]).chmod(rng.choice([0o777, 0o707, 0o770]))
         case 1:
             path.unlink()
         case 2:

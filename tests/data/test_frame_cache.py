@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,26 +85,40 @@ def test_the_second_start_reads_the_same_pixels_without_decoding(place, root, tm
     assert (root / ".frame_cache").exists() == (folder is None)
 
 
-def test_cached_images_are_a_private_map_of_the_file(root):
+def overwrite(file: Path) -> None:
+    with open(file, "r+b") as stream:
+        stream.seek(HEADER)
+        stream.write(bytes(50))
+
+
+@pytest.mark.parametrize("change", [overwrite, lambda file: os.truncate(file, 0), Path.unlink],
+                         ids=["overwritten", "truncated", "deleted"])
+def test_nothing_that_happens_to_a_file_reaches_images_that_were_read(change, root):
+    """A map of the file would show what was overwritten, and end the process when it was truncated."""
+    store(root, pixels())
+    cached = load(root)
+    change(*files(root / ".frame_cache"))
+    assert np.array_equal(cached, pixels()) and not is_cached(root)
+
+
+def test_changed_images_do_not_change_the_file(root):
     store(root, pixels())
     file, = files(root / ".frame_cache")
     before = file.read_bytes()
-    cached = load(root)
-    assert isinstance(cached, np.memmap)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.from_numpy(cached)[0] = 0
+        torch.from_numpy(load(root))[0] = 0
     assert file.read_bytes() == before and np.array_equal(load(root), pixels())
 
 
-def test_a_map_keeps_its_pixels_when_the_file_is_replaced_or_deleted(root):
+def test_a_file_is_replaced_rather_than_rewritten(root, tmp_path):
     store(root, pixels())
-    cached = load(root)
+    file, = files(root / ".frame_cache")
+    os.link(file, tmp_path / "old")
+    before = file.read_bytes()
     change_content(root / "images")
     store(root, pixels(seed=1))
-    assert np.array_equal(cached, pixels()) and np.array_equal(load(root), pixels(seed=1))
-    shutil.rmtree(root / ".frame_cache")
-    assert np.array_equal(cached, pixels())
+    assert (tmp_path / "old").read_bytes() == before != file.read_bytes()
 
 
 def test_errors_of_decoding_leave_no_cache(root):
@@ -239,7 +256,7 @@ def test_a_full_disk_costs_the_cache_but_not_the_run(root, tmp_path, capsys):
     assert str(tmp_path / "cache") in capsys.readouterr().err
 
 
-def test_a_cache_of_another_user_is_read(root, monkeypatch):
+def test_a_cache_that_cannot_be_marked_as_used_is_read(root, monkeypatch):
     def refuse(*args):
         raise PermissionError(1, "Operation not permitted")
 
@@ -271,6 +288,147 @@ def test_several_processes_can_start_at_once(root):
     assert all(path.suffix == ".frames" for path in files(root / ".frame_cache"))
 
 
+# Other users
+
+STRANGER = 4321
+
+
+def pretend_owner(path: Path, user: int, monkeypatch) -> None:
+    """Let the system say that ``path`` (if it is a link: the link itself) belongs to ``user``."""
+    inode = os.lstat(path).st_ino
+
+    def call(real: Callable, *args, **kwargs) -> os.stat_result:
+        status = real(*args, **kwargs)
+        return os.stat_result((*status[:4], user, *status[5:10])) if status.st_ino == inode else status
+
+    for name in ("stat", "lstat", "fstat"):
+        monkeypatch.setattr(os, name, partial(call, getattr(os, name)))
+
+
+def modes(folder: Path) -> set[str]:
+    return {f"{path.stat().st_mode & 0o777:o}" for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.fixture
+def public_root(monkeypatch) -> Iterator[Path]:
+    """Images that every user can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        if not all(parent.stat().st_mode & 0o001 for parent in Path(folder).resolve().parents):
+            pytest.skip("every folder for temporary files is private")
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/user")
+        images = Path(folder, "data", "images")
+        images.mkdir(parents=True)
+        for number in range(COUNT):
+            (images / f"{number}.png").write_bytes(b"")
+        for path in (images.parent, images, *images.iterdir()):
+            path.chmod(0o644 if path.suffix else 0o755)
+        yield images.parent
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+
+
+@posix
+@pytest.mark.parametrize("umask, expected", [(0, {"755", "644"}), (0o022, {"755", "644"}), (0o077, {"700", "600"})])
+def test_a_cache_is_readable_as_the_images_are_but_writable_for_its_owner_only(umask, expected, public_root):
+    before = os.umask(umask)
+    try:
+        store(public_root, pixels())
+    finally:
+        os.umask(before)
+    assert modes(public_root / ".frame_cache") == expected and is_cached(public_root)
+
+
+@posix
+@pytest.mark.parametrize("private, mode", [("data", 0o750), ("data/images", 0o700), ("data/images/3.png", 0o640)])
+@pytest.mark.parametrize("folder", [None, "elsewhere"])
+def test_a_cache_of_private_images_is_private_before_it_holds_pixels(folder, private, mode, public_root, monkeypatch):
+    def header(*args) -> bytes:
+        written.extend(modes(place))
+        return make_header(*args)
+
+    written, make_header = [], frame_cache._header
+    monkeypatch.setattr(frame_cache, "_header", header)
+    folder = folder and public_root.parent / folder
+    (public_root.parent / private).chmod(mode)
+    place, = FrameCache(public_root, folder).places[0][:1]
+    store(public_root, pixels(), folder)
+    assert set(written) == modes(place) == {"700", "600"}
+    assert is_cached(public_root, folder)
+
+
+@posix
+def test_a_public_cache_of_images_that_became_private_is_replaced(public_root, capsys):
+    store(public_root, pixels())
+    (public_root / "images").chmod(0o700)
+    assert not is_cached(public_root)
+    assert "can be read by users who cannot read the images" in capsys.readouterr().err
+    store(public_root, pixels())
+    assert modes(public_root / ".frame_cache") == {"700", "600"} and is_cached(public_root)
+
+
+@posix
+@pytest.mark.parametrize("name, mode", [("", 0o777), ("images", 0o775), (f"images/{H}x{W}.frames", 0o646)])
+def test_a_cache_that_others_can_write_is_not_used_but_replaced(name, mode, root, capsys):
+    store(root, pixels(seed=1))
+    (root / ".frame_cache" / name).chmod(mode)
+    store(root, pixels())
+    line, = capsys.readouterr().err.splitlines()
+    assert f"{root / '.frame_cache' / name} can be changed by other users" in line
+    assert np.array_equal(load(root), pixels()) and modes(root / ".frame_cache") == {"700", "600"}
+
+
+@pytest.mark.parametrize("name", ["", "images"])
+def test_a_folder_that_another_user_placed_is_not_used(name, root, tmp_path, monkeypatch, capsys):
+    shared = tmp_path / "shared"
+    store(root, pixels(seed=1), shared)
+    place = FrameCache(root, shared).places[0][0]
+    before = [path.read_bytes() for path in files(shared)]
+    pretend_owner(place / name, STRANGER, monkeypatch)
+    cache = FrameCache(root, shared)
+    for _ in range(2):
+        assert np.array_equal(cache.read(list_images(root), H, W, pixels), pixels())
+    assert [path.read_bytes() for path in files(shared)] == before
+    unused, unwritable = capsys.readouterr().err.splitlines()
+    assert f"{place / name} belongs to another user" in unused and "belongs to another user" in unwritable
+
+
+def test_a_file_that_another_user_placed_is_replaced(root, tmp_path, monkeypatch, capsys):
+    store(root, pixels(seed=1), tmp_path)
+    file, = files(FrameCache(root, tmp_path).places[0][0])
+    pretend_owner(file, STRANGER, monkeypatch)
+    store(root, pixels(), tmp_path)
+    assert f"{file} belongs to another user" in capsys.readouterr().err
+    assert np.array_equal(load(root, tmp_path), pixels())
+
+
+def test_a_link_that_another_user_placed_is_not_followed(root, tmp_path, monkeypatch, capsys):
+    place, target = FrameCache(root, tmp_path / "shared").places[0][0], tmp_path / "target"
+    target.mkdir(0o755)
+    place.parent.mkdir()
+    place.symlink_to(target)
+    pretend_owner(place, STRANGER, monkeypatch)
+    store(root, pixels(), tmp_path / "shared")
+    assert list(target.iterdir()) == [] and modes(target) == {"755"}
+    assert "belongs to another user" in capsys.readouterr().err
+
+
+def test_the_owner_of_the_images_is_trusted_with_their_cache(root, monkeypatch, capsys):
+    store(root, pixels())
+    for path in (root / "images", *(root / ".frame_cache").rglob("*")):
+        pretend_owner(path, STRANGER, monkeypatch)
+    assert np.array_equal(load(root), pixels()) and capsys.readouterr().err == ""
+
+
+def test_an_untrusted_cache_is_not_mentioned_where_another_is_used(root, tmp_path, monkeypatch, capsys):
+    store(root, pixels(seed=1))
+    pretend_owner(root / ".frame_cache", STRANGER, monkeypatch)
+    store(root, pixels())
+    assert files(tmp_path / "user") and "belongs to another user" in capsys.readouterr().err
+    assert np.array_equal(load(root), pixels()) and capsys.readouterr().err == ""
+
+
 # Old files
 
 def test_each_folder_keeps_the_frame_sizes_used_last(root):
@@ -292,11 +450,11 @@ def test_each_folder_keeps_the_frame_sizes_used_last(root):
 def test_files_unused_for_long_are_deleted(root):
     caches = root / ".frame_cache"
     ages = {"a/1x1.frames": UNUSED_DAYS + 1, "a/2x2.frames": UNUSED_DAYS - 1, "b/c/.3x3.frames.77.tmp": UNUSED_DAYS + 1,
-            "b/c/.4x4.frames.77.tmp": 1, "b/notes.txt": 1000}
+            "b/c/.4x4.frames.77.tmp": 1, "b/notes.txt": 1000, "b/notes.frames": 1000}
     for name, days in ages.items():
         (caches / name).parent.mkdir(parents=True, exist_ok=True)
         (caches / name).write_bytes(b"")
         os.utime(caches / name, 2 * (time.time() - days * 24 * 3600,))
     store(root, pixels())
     assert {str(path.relative_to(caches)) for path in files(caches)} == {
-        "a/2x2.frames", "b/c/.4x4.frames.77.tmp", "b/notes.txt", f"images/{H}x{W}.frames"}
+        "a/2x2.frames", "b/c/.4x4.frames.77.tmp", "b/notes.txt", "b/notes.frames", f"images/{H}x{W}.frames"}

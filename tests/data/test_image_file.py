@@ -2,6 +2,7 @@
 
     pytest tests/data/test_image_file.py
 """
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -77,10 +78,6 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path):
     path = tmp_path / "4.png"
     with pytest.raises(ValueError, match="4.png: .*No such file"):
         image_file.read(path, H, W)
-    path.mkdir()
-    with pytest.raises(ValueError, match="4.png"):
-        image_file.read(path, H, W)
-    path.rmdir()
     Image.fromarray(picture()).save(path)
     whole = path.read_bytes()
     for length in range(0, len(whole) - 24, 7):  # the last bytes hold a checksum and the end mark, but no pixels
@@ -90,6 +87,44 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path):
     path.write_text("this is text")
     with pytest.raises(ValueError, match="not a PNG image"):
         image_file.read(path, H, W)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)], ids=["folder", "pipe"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_only_regular_files_are_read(make, is_link, tmp_path):
+    """Opening the pipe would wait for ever."""
+    make(tmp_path / "target")
+    path = tmp_path / "3.png"
+    path.symlink_to("target") if is_link else make(path)
+    with pytest.raises(ValueError, match="3.png: not a regular file"):
+        image_file.read(path, H, W)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_an_image_is_turned_as_its_metadata_say(turn, kind, tmp_path):
+    """Orientation N of EXIF is the transposition that is to be applied to the stored pixels."""
+    orientations = {None: 1, Image.Transpose.FLIP_LEFT_RIGHT: 2, Image.Transpose.ROTATE_180: 3,
+                    Image.Transpose.FLIP_TOP_BOTTOM: 4, Image.Transpose.TRANSPOSE: 5, Image.Transpose.ROTATE_270: 6,
+                    Image.Transpose.TRANSVERSE: 7, Image.Transpose.ROTATE_90: 8}
+    exif = Image.Exif()
+    exif[0x0112] = orientations[turn]
+    Image.fromarray(picture()).save(tmp_path / "0.png", kind, exif=exif)
+    expected = Image.open(tmp_path / "0.png")
+    expected = expected if turn is None else expected.transpose(turn)
+    assert np.array_equal(image_file.read(tmp_path / "0.png", expected.height, expected.width), np.asarray(expected))
+
+
+def test_16_bits_and_transparency_survive_a_turn(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 2**16, (H, W), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "0.png", exif=exif)
+    expected = np.rot90(pixels, -1)[..., None] // 256
+    assert np.array_equal(image_file.read(tmp_path / "0.png", W, H), np.broadcast_to(expected, (W, H, 3)))
+    Image.new("P", (W, H), 0).save(tmp_path / "1.png", transparency=0, exif=exif)
+    with pytest.raises(ValueError, match="1.png: .*transparent"):
+        image_file.read(tmp_path / "1.png", W, H)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
