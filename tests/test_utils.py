@@ -7,6 +7,9 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +34,16 @@ def throw(error: BaseException) -> None:
 def test_what_ends_a_program_is_one_line_and_an_exit_code(error, code, words, capsys):
     assert utils.run_main("P.py", lambda: throw(error), "use --less") == code
     assert re.fullmatch(f"P.py: .*{words}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_any_name_can_be_printed_also_where_stdout_is_closed(is_closed):
+    program = ("import sys, utils; sys.stdout = None if {} else sys.stdout; "
+               "sys.exit(utils.run_main('P.py', lambda: print('r\\u00fcn \\udcff')))").format(is_closed)
+    expected = b"" if is_closed else rb"r\xfcn \udcff" + os.linesep.encode()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(utils.__file__).parent,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
 
 
 @pytest.mark.parametrize("text, words", [
@@ -87,6 +100,10 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path
     with pytest.raises(BadInput, match="--save_root"):
         utils.check_writable(tmp_path / "file" / "below")
     utils.check_writable(tmp_path / "new" / "below")
+    (tmp_path / "link").symlink_to("nowhere")
+    for folder in (tmp_path / "link", tmp_path / "link" / "below"):
+        with pytest.raises(BadInput, match="link is a link to nowhere, which does not exist"):
+            utils.check_writable(folder)
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(BadInput, match="--cache_dir"):
         utils.check_writable(tmp_path / "new", "--cache_dir")
