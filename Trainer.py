@@ -14,19 +14,24 @@ import math
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import utils  # noqa: F401  first: it must run before PyTorch is imported
+
+# isort: split
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader import ClipLoader, Clips, Data, load_data, load_validation
-from modules.config.advice import MEMORY_ADVICE, advise_after_divergence
-from modules.config.build import make_model, make_schedules
-from modules.config.run_plan import OpenedRun, RunPlan
-from modules.config.trainer_flags import GivenFlags, parse_command_line, read_settings
+from dataloader import ClipLoader, Clips, Data, Recording, load_data, load_validation
+from modules.config.advice import MEMORY_ADVICE, advise_after_divergence, describe_divergence
+from modules.config.build import describe_settings, make_model, make_optimizer, make_schedules
+from modules.config.run_plan import OpenedRun, RunPlan, Start
+from modules.config.summary import announce_start
+from modules.config.trainer_flags import GivenFlags, checkpoint_errors, parse_command_line, read_settings
 from modules.evaluation.evaluate import Evaluation, evaluate
 from modules.evaluation.metrics import psnr
 from modules.objective import clip_loss
@@ -35,9 +40,9 @@ from modules.training import checkpoint
 from modules.training.distributed import DistributedContext
 from modules.training.metric_log import MetricLog, describe_epoch, write_psnr
 from modules.training.non_finite import NonFiniteStepGuard
-from modules.training.progress import EpochProgress, EpochSums
+from modules.training.progress import EpochSums
 from modules.training.replay import Replay, choose_first_frames
-from modules.training.run_folder import write_config
+from modules.training.run_folder import find_undrawn, write_config
 from modules.training.signals import StopSignals
 from modules.training.state import TrainingState
 from utils import (
@@ -89,13 +94,12 @@ class Trainer:
         # The layout in which convolutions run fastest, on CPUs with vector units as on GPUs.
         self.model = make_model(args).to(device, memory_format=torch.channels_last)
         self.trained_model = self.model  # or DistributedDataParallel around it
-        decay = args.weight_decay if args.weight_decay is not None else {"Adam": 0.0, "AdamW": 0.01}[args.optim]
-        self.optimizer = getattr(torch.optim, args.optim)(self.model.parameters(), lr=args.lr, weight_decay=decay,
-                                                          fused=True)
+        self.optimizer = make_optimizer(args, self.model)
         self.guard = NonFiniteStepGuard(self.model, self.optimizer)
         self.generators = make_generators(args.seed, device)
         self.state = TrainingState(self.model, self.optimizer, self.generators, args.ema,
-                                   Replay.empty(data.frames, data.checksum) if args.replay else None)
+                                   Replay.empty(data.frames, data.checksum) if args.replay else None,
+                                   zlib.crc32(args.val_latent.encode(), data.val.checksum()))
         self.validation: tuple[int, Evaluation] | None = None  # the latest, with its epoch
         self.signals = StopSignals()
         self.saved_at = time.monotonic()
@@ -119,6 +123,8 @@ class Trainer:
         self._prepare_forward()
         with self.signals:
             log = MetricLog(self.folder, self.state.metrics, self.state.timing) if self.distributed.is_main else None
+            if log is not None:
+                self.draw_missing(log)
             while self.state.epoch < self.args.num_epoch:
                 self.stop_if_requested()
                 self.train_one_epoch()
@@ -139,7 +145,7 @@ class Trainer:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch, loader = self.args, self.state.epoch, self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
-        progress = self.state.progress = self._begin_epoch(len(loader.starts))
+        progress = self.state.begin_epoch(len(loader.starts))
         began, shown = time.perf_counter() - progress.seconds, -math.inf
         shard = self.distributed.shard(loader.batch_size)
         self.model.compiled_batch = shard.stop - shard.start  # other sizes, such as the last batch's, run uncompiled
@@ -166,16 +172,6 @@ class Trainer:
                     self.save_last()
         self.abort_if_diverged()  # this waits for the device: only now is the time that of the whole work
         progress.seconds = time.perf_counter() - began
-
-    def _begin_epoch(self, clips: int) -> EpochProgress:
-        """The state of the interrupted epoch, or of a new one."""
-        progress = self.state.progress
-        if progress is not None and len(progress.order) == clips:
-            return progress
-        if progress is not None:
-            logger.warning("epoch %d starts again: it had %d clips and now has %d", self.state.epoch,
-                           len(progress.order), clips)
-        return EpochProgress.begin(torch.randperm(clips, generator=self.generators["order"]), self.device)
 
     # A step
 
@@ -253,9 +249,7 @@ class Trainer:
                "tfr": self.teacher_forcing(epoch), "tf_used": progress.forced_clips / progress.clips,
                "val_loss": None if evaluation is None else evaluation.mse,
                "val_psnr": None if evaluation is None else evaluation.mean_psnr}
-        log.add(row, {"epoch": epoch, "train_seconds": round(progress.seconds, 3),
-                      "val_seconds": round(time.perf_counter() - began, 3),
-                      "frames_per_second": round(progress.clips * args.train_vi_len / max(progress.seconds, 1e-3), 1)})
+        log.add(row, progress.seconds, time.perf_counter() - began, progress.clips * args.train_vi_len)
         is_best = evaluation is not None and row["val_psnr"] > state.best_psnr
         state.best_psnr = row["val_psnr"] if is_best else state.best_psnr
         state.epoch, state.progress = epoch + 1, None
@@ -263,7 +257,7 @@ class Trainer:
             if wanted:
                 self.save(self.folder / f"{name}.ckpt")
                 if evaluation is not None:
-                    write_psnr(self.folder / f"psnr_{name}.csv", epoch, evaluation.psnr)
+                    write_psnr(self.folder / f"psnr_{name}.csv", epoch, evaluation.psnr, evaluation.psnr_repeat_first)
         log.write()
         self.save_last()
         self._report(row, evaluation)
@@ -307,6 +301,19 @@ class Trainer:
                 run_figures.keep_gif(figures, epoch)
             log.add_picture(run_figures.sample_picture(evaluation, labels), epoch)
 
+    def draw_missing(self, log: MetricLog) -> None:
+        """Draw the figures of the latest epoch=N.ckpt where a process died before it drew them. A signal counts after
+        that: the other ranks, which have no part in it, cannot be asked."""
+        if (path := find_undrawn(self.folder, self.args.store_visualization)) is None:
+            return
+        print(f"drawing the missing figures of {path.name}", flush=True)
+        try:
+            saved = checkpoint.read(path)
+            self.validation = saved["epoch"] - 1, evaluate_checkpoint(saved, self.args, self.data.val, self.device)
+        except ValueError as error:
+            logger.warning("%s has no validation figures: %s", path, error)
+        self.draw(log)
+
     # Stopping
 
     def stop_if_requested(self) -> None:
@@ -322,14 +329,10 @@ class Trainer:
 
     def abort_if_diverged(self) -> None:
         """BadInput where the latest steps were all skipped as non-finite, or all of the complete epoch."""
-        skipped, loss, mse, kl, norm = self.guard.streak.tolist()
-        progress, epoch = self.state.progress, self.state.epoch
-        if skipped < MAX_SKIPPED and not (progress.is_complete and progress.sums.clips.item() == 0):
-            return
-        raise BadInput(
-            f"{skipped:.0f} steps in a row, up to clip {progress.clips} of epoch {epoch}, were non-finite and skipped: "
-            f"loss {loss:.3g}, MSE {mse:.3g}, KL {kl:.3g}, gradient norm {norm:.3g} in the first, learning rate "
-            f"{progress.lr:.3g}, beta {self.kl_annealing(epoch):.3g}; {advise_after_divergence(self.args, mse, kl)}")
+        streak, progress, epoch = self.guard.streak.tolist(), self.state.progress, self.state.epoch
+        if streak[0] >= MAX_SKIPPED or (progress.is_complete and progress.sums.clips.item() == 0):
+            place = f"clip {progress.clips} of epoch {epoch}"
+            raise BadInput(describe_divergence(self.args, streak, place, progress.lr, self.kl_annealing(epoch)))
 
     def _check_finite(self) -> None:
         """BadInput where the state is not finite. Called before anything is saved."""
@@ -341,10 +344,7 @@ class Trainer:
     def save(self, path: Path, with_replay: bool = False) -> None:
         """Write what resuming and generating need. Changes nothing. BadInput: the state is not finite."""
         self._check_finite()
-        checkpoint.save(path, self.state.state_dict(self.data.pose_sample, with_replay) | {
-            "network": {flag: getattr(self.args, flag) for flag in checkpoint.NETWORK_FLAGS},
-            "frame_size": [self.args.frame_H, self.args.frame_W],
-            "flags": vars(self.args)})
+        checkpoint.save(path, self.state.state_dict(self.data.pose_sample, with_replay) | describe_settings(self.args))
 
     def save_last(self) -> bool:
         """Replace last.ckpt, unless steps are being skipped: then the weights may be the cause, and a run that resumes
@@ -363,9 +363,6 @@ def main(argv: list[str] | None = None) -> None:
     given = parse_command_line(argv)
     with as_bad_input():
         distributed = DistributedContext()
-    if (gpus := given.all.get("gpu", 1)) > 1 and distributed.is_single:
-        logger.warning("--gpu %d: continuing with one process; start several with torchrun --nproc_per_node=%d "
-                       "Trainer.py ...", gpus, gpus)
     with distributed:
         if given.all.get("test"):
             if distributed.is_main:
@@ -384,11 +381,11 @@ def run(given: GivenFlags, distributed: DistributedContext) -> None:
         if start is None:  # the run is complete
             return
         trainer = make_trainer(*start, distributed)
-        begin_run(trainer, opened.claim())
+        plan = opened.claim()
+        if trainer.state.epoch < trainer.args.num_epoch:  # otherwise only figures are missing
+            begin_run(trainer, plan, None if start[2] else start[1])
         trainer.fit()
-    best = trainer.state.best_psnr
-    print(f"{f'best validation PSNR {best:.2f} dB' if math.isfinite(best) else 'no score yet'}; checkpoints, curves "
-          f"and figures are in {trainer.folder}")
+    print(f"{trainer.state.describe_score()}; checkpoints, curves and figures are in {trainer.folder}")
 
 
 def make_trainer(args: argparse.Namespace, state: dict | None, weights_only: bool,
@@ -396,7 +393,7 @@ def make_trainer(args: argparse.Namespace, state: dict | None, weights_only: boo
     """Load the data and construct the trainer in the state that it starts from."""
     if args.deterministic:
         make_deterministic()
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.threads)
     with distributed.local_main_first():
         data = load_data(args, device)
     # Ranks with other frames would go through other batches and wait for each other at different places.
@@ -405,20 +402,23 @@ def make_trainer(args: argparse.Namespace, state: dict | None, weights_only: boo
                        "dataset")
     trainer = Trainer(args, data, device, distributed)
     if state is not None:
-        with as_bad_input(f"--ckpt_path {args.ckpt_path}"):
+        with checkpoint_errors(Path(args.ckpt_path)):
             trainer.state.load_weights(state) if weights_only else trainer.state.load_state_dict(state)
     return trainer
 
 
-def begin_run(trainer: Trainer, plan: RunPlan) -> None:
-    """Write the first files of the run, from which it can be resumed."""
-    if not (plan.folder / "best.ckpt").exists():
-        trainer.state.best_psnr = -math.inf  # that of a run in another folder: this one needs a best.ckpt of its own
+def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
+    """Write the first files of the run, from which it can be resumed. ``saved``: the checkpoint that it continues."""
+    args, data, state = trainer.args, trainer.data, trainer.state
+    if plan.start is not Start.RESUME or not (plan.folder / "best.ckpt").exists():
+        state.best_psnr = -math.inf  # that of a run in another folder: this one needs a best.ckpt of its own
     trainer.save(plan.folder / "last.ckpt", with_replay=True)  # from now on there is something to resume
-    write_config(plan.folder / "config.json", vars(trainer.args))
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"{len(trainer.data.loader.starts)} clips, {parameters:,} parameters, "
-          f"{trainer.distributed.world_size} x {trainer.device.type}, run folder {plan.folder}", flush=True)
+    plan.delete_replaced()
+    write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
+    parameters = sum(map(torch.numel, trainer.model.parameters()))
+    print(f"{len(data.loader.starts)} clips, {parameters:,} parameters, {trainer.distributed.world_size} x "
+          f"{trainer.device.type}, run folder {plan.folder}", flush=True)
+    announce_start(args, state, saved, trainer.learning_rate, data.loader, data.fast_loader)
 
 
 def test(given: GivenFlags) -> None:
@@ -428,18 +428,22 @@ def test(given: GivenFlags) -> None:
         raise BadInput("--test evaluates a checkpoint; name it with --ckpt_path, without --finetune")
     args, state = read_settings(given, Path(path))
     check_writable(Path(args.save_root))
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.threads)
     val = load_validation(args, device)
     with as_bad_input(f"--ckpt_path {path}"):
-        model = checkpoint.load_model(state, device, args.match_histogram)
-        evaluation = evaluate(model, val.frames, val.labels, args.val_latent, args.seed,
-                              pick_precision(args.precision, device),
-                              partial(progress_bar, desc="validation", unit="frame"))
+        evaluation = evaluate_checkpoint(state, args, val, device)
     trained = "unknown epochs" if state["epoch"] is None else f"{state['epoch']} epochs"
     run_figures.draw_validation(evaluation, val.labels.cpu(), f"after {trained}", Path(args.save_root) / "figures",
                                 "test_")
     print(f"validation of {path} after {trained}, z from the {args.val_latent}, {len(val.frames) - 1} frames: "
           f"{evaluation}, loss {evaluation.mse:.6f}")
+
+
+def evaluate_checkpoint(state: dict, args: argparse.Namespace, val: Recording, device: torch.device) -> Evaluation:
+    """What validating had printed when a checkpoint was saved. ValueError: the rollout diverged."""
+    model = checkpoint.load_model(state, device, args.match_histogram)
+    return evaluate(model, val.frames, val.labels, args.val_latent, args.seed, pick_precision(args.precision, device),
+                    partial(progress_bar, desc="validation", unit="frame"))
 
 
 if __name__ == "__main__":

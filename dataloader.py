@@ -369,6 +369,12 @@ class Data:
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
     checksum: int  # of the training recording
 
+    def facts(self) -> dict:
+        """What config.json says about the dataset."""
+        return {"train_frames": len(self.loader.frames), "train_segments": len(self.loader.segment_begin.unique()),
+                "clips": len(self.loader.starts), "val_frames": len(self.val.frames),
+                "frame_size": list(self.frames.shape[-2:]), "checksum": self.checksum}
+
 
 def load_validation(args: argparse.Namespace, device: torch.device) -> Recording:
     """The validation sequence that the flags name, on the device. BadInput as ``read_validation``."""

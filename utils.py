@@ -64,10 +64,11 @@ def run_main(program: str, main: Callable[[], None], memory_advice: str = "use s
     The exit code: 0; 2 for bad input, a disk error or lack of memory; 128 + the signal's number.
     """
     _handler.setFormatter(logging.Formatter(f"{program}: %(message)s"))
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # None where it was closed before the start, as in `2>&-`
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, or not a text file
-            stream.reconfigure(errors="backslashreplace")  # a file's name may have no form in its encoding
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as in `2>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # any file name can be printed, in any locale
     try:
         code = _run(main, memory_advice)
     except BrokenPipeError:  # `program | head`: everything that had to be saved is saved
@@ -259,6 +260,9 @@ def check_writable(folder: Path, flag: str = "--save_root") -> None:
     """BadInput if ``folder``, named by ``flag``, can be neither written nor created. It is not created."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
+        if nearest.is_symlink():
+            raise BadInput(f"{flag} {folder}: {nearest} is a link to {os.readlink(nearest)}, which does not exist; "
+                           "choose another folder")
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         reason = "is not a folder" if not nearest.is_dir() else "is write-protected"

@@ -19,7 +19,7 @@ import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
 # isort: split
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dataloader import list_frames, natural_order, read_image  # noqa: E402
@@ -183,9 +183,10 @@ def _read_folder(folder: Path, length: int, height: int, width: int) -> Tensor:
         frames[index] = read_image(path, height, width)
         # read_image resizes other sizes, which would falsify the score.
         with Image.open(path) as image:
-            if image.size != (width, height):
-                raise BadInput(f"{path}: the image is {image.height}x{image.width}, but --frame_H {height} --frame_W "
-                               f"{width} are given; give frames of the submission's size")
+            real_width, real_height = ImageOps.exif_transpose(image).size
+        if (real_width, real_height) != (width, height):
+            raise BadInput(f"{path}: the image is {real_height}x{real_width}, but --frame_H {height} --frame_W {width} "
+                           "are given; give frames of the submission's size")
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
 

@@ -4,7 +4,9 @@
 """
 import json
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +93,15 @@ def test_a_step_reads_nothing_back_from_the_device(forced, flags, data):
 
 def test_a_run_folder_holds_everything(whole_run, data):
     names = {re.sub(r"events\.out\.tfevents\..*", "events", name) for name in contents(whole_run)}
-    assert names == {".lock", "config.json", "metrics.csv", "timing.csv", "events", "last.ckpt", "best.ckpt",
+    assert names == {".lock", ".run", "config.json", "metrics.csv", "timing.csv", "events", "last.ckpt", "best.ckpt",
                      "epoch=0.ckpt", "epoch=3.ckpt", "psnr_best.csv", "psnr_epoch=0.csv", "psnr_epoch=3.csv",
                      "figures/loss.png", "figures/teacher_forcing.png", "figures/psnr_per_frame.png",
                      "figures/val.gif", "figures/val_epoch=0.gif", "figures/val_epoch=3.gif"}
     config = json.loads((whole_run / "config.json").read_text())
     assert config["flags"]["DR"] == str(data) and config["versions"]["torch"] == torch.__version__
+    assert type(config["dataset"].pop("checksum")) is int
+    assert config["dataset"] == {"root": str(data), "train_frames": 12, "train_segments": 1, "clips": 3,
+                                 "val_frames": 6, "frame_size": [8, 16]}
     for name, columns in (("metrics.csv", METRICS), ("timing.csv", TIMING)):
         assert [(*row, row["epoch"]) for row in read_csv(whole_run / name)] == [(*columns, str(n)) for n in range(4)]
     with Image.open(whole_run / "figures" / "val.gif") as gif:  # equal frames are stored once and shown longer
@@ -127,6 +132,7 @@ def test_best_is_the_epoch_with_the_highest_psnr(whole_run):
     assert [row["frame"] for row in per_frame] == ["1", "2", "3", "4", "5"]
     assert {row["epoch"] for row in per_frame} == {str(rows.index(max(rows)))}
     assert np.mean([float(row["psnr"]) for row in per_frame]) == pytest.approx(max(rows))
+    assert all(0 < float(row["psnr_repeat_first"]) < 100 for row in per_frame)
 
 
 def test_the_first_line_names_the_recipe_also_when_the_run_is_resumed(data, tmp_path, no_figures, capsys):
@@ -182,6 +188,56 @@ def test_a_longer_run_continues_a_shorter_one(whole_run, data, tmp_path, no_figu
     Trainer.main(["--DR", str(data), "--save_root", str(run), "--ckpt_path", str(run / "last.ckpt"),
                   "--num_epoch", "4", "--no-cache"])
     kill_run.compare(run, whole_run)
+
+
+def test_a_complete_run_is_left_as_it_is(whole_run, data, tmp_path, capsys):
+    shutil.copytree(whole_run, tmp_path / "run")
+    (tmp_path / "run" / ".notes.tmp").write_text("theirs")
+    before = contents(tmp_path / "run")
+    train(data, tmp_path / "run", "--resume")
+    assert "--num_epoch" in capsys.readouterr().out and contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("lost", ["val.gif", "loss.png", "val_epoch=3.gif"])
+def test_a_complete_run_draws_the_figures_that_it_lacks(lost, whole_run, data, tmp_path, monkeypatch):
+    """It died after last.ckpt was saved and before the figures were complete: they are missing, or of an older save."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    if lost == "loss.png":
+        (run / "figures" / lost).write_text("old")
+        os.utime(run / "figures" / lost, (0, 0))
+    else:
+        (run / "figures" / lost).unlink()
+    train(data, run, "--resume")
+    after = {name: content for name, content in contents(run).items() if "tfevents" not in name}
+    assert after == {name: content for name, content in contents(whole_run).items() if "tfevents" not in name}
+    monkeypatch.setattr(Trainer.Trainer, "draw", lambda *args: 1 / 0)  # once is enough
+    train(data, run, "--resume")
+
+
+def test_a_run_that_died_while_it_drew_has_all_its_figures_when_it_is_resumed(whole_run, data, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer.Trainer, "draw", lambda *args: 1 / 0)
+        train(data, tmp_path / "run", *WHOLE, "--num_epoch", 4, "--per_save", 3, "--store_visualization")
+    train(data, tmp_path / "run", "--resume")
+    assert contents(tmp_path / "run" / "figures") == contents(whole_run / "figures")
+
+
+def test_a_damaged_checkpoint_costs_its_figures_only(whole_run, data, tmp_path, capsys):
+    shutil.copytree(whole_run, tmp_path / "run")
+    (tmp_path / "run" / "epoch=3.ckpt").write_bytes(b"damaged")
+    train(data, tmp_path / "run", "--resume")
+    assert "epoch=3.ckpt has no validation figures" in capsys.readouterr().err
+
+
+def test_resuming_says_where_it_continues_and_what_has_changed(data, tmp_path, no_figures, capsys):
+    run = tmp_path / "run"
+    train(data, run, "--num_epoch", 1, "--lr", 5e-4, "--lr_schedule", "cosine")
+    assert "continuing" not in capsys.readouterr().out
+    train(data, run, "--num_epoch", 2, "--lr", 2e-4, "--resume", "--num_workers", 0)
+    assert "\ncontinuing from epoch 1; changed: num_epoch 1 -> 2, lr 0.0005 -> 0.0002\n" in capsys.readouterr().out
+    train(data, tmp_path / "branch", "--ckpt_path", run / "best.ckpt", "--num_epoch", 3, "--val_latent", "mean")
+    assert "changed: num_epoch 2 -> 3, val_latent prior -> mean\n" in capsys.readouterr().out
 
 
 def test_finetuning_starts_at_zero_and_can_be_resumed(whole_run, data, tmp_path, no_figures, capsys):

@@ -38,6 +38,16 @@ def test_what_ends_a_program_is_one_line_and_an_exit_code(error, code, words, ca
     assert re.fullmatch(f"P.py: .*{words}.*\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_any_name_can_be_printed_also_where_stdout_is_closed(is_closed):
+    program = (f"import sys, utils; sys.stdout = None if {is_closed} else sys.stdout; "
+               "sys.exit(utils.run_main('P.py', lambda: print('r\\u00fcn \\udcff')))")
+    expected = b"" if is_closed else rb"r\xfcn \udcff" + os.linesep.encode()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(utils.__file__).parent,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
+
+
 @pytest.mark.parametrize("text, words", [
     ("Connection closed by peer [10.0.0.2]:1234", "another process"), ("NCCL communicator aborted", "another process"),
     ("NCCL error in ProcessGroupNCCL.cpp: Cuda failure 2 'out of memory'", "out of memory; use --less")])
@@ -92,6 +102,10 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path
     with pytest.raises(BadInput, match="--save_root"):
         utils.check_writable(tmp_path / "file" / "below")
     utils.check_writable(tmp_path / "new" / "below")
+    (tmp_path / "link").symlink_to("nowhere")
+    for folder in (tmp_path / "link", tmp_path / "link" / "below"):
+        with pytest.raises(BadInput, match="link is a link to nowhere, which does not exist"):
+            utils.check_writable(folder)
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(BadInput, match="--cache_dir"):
         utils.check_writable(tmp_path / "new", "--cache_dir")

@@ -2,14 +2,16 @@
 import argparse
 import contextlib
 import enum
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.config.build import choose_precision
 from modules.config.summary import announce
 from modules.config.trainer_flags import GivenFlags, read_settings
 from modules.training.output_folder import lock_folder
-from modules.training.run_folder import RUN_FILES, find_run
-from utils import BadInput, check_writable, pick_device, pick_precision
+from modules.training.run_folder import MARKER, RUN_FILES, find_run, find_undrawn, is_marked, mark
+from utils import BadInput, check_writable, logger, pick_device
 
 
 class Start(enum.Enum):
@@ -22,7 +24,7 @@ class Start(enum.Enum):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """``checkpoint``: the file to start from, if any. ``replaced``: files of the old run that --overwrite deletes."""
+    """``checkpoint``: the file to start from, if any. ``replaced``: files of the old run, for --overwrite."""
     start: Start
     folder: Path
     checkpoint: Path | None = None
@@ -33,6 +35,12 @@ class RunPlan:
         """Whether the folder holds a run that is continued or replaced, which another process may be writing to."""
         return self.start is Start.RESUME or bool(self.replaced)
 
+    def delete_replaced(self) -> None:
+        """Delete the files of the old run, once last.ckpt is the new run's: a full disk before that costs nothing."""
+        for path in self.replaced:
+            if path != self.folder / "last.ckpt":
+                path.unlink(missing_ok=True)
+
 
 def plan_run(flags: dict) -> RunPlan:
     """Decide from the given flags (save_root, ckpt_path, resume, finetune, overwrite) and from what the run folder
@@ -40,7 +48,8 @@ def plan_run(flags: dict) -> RunPlan:
 
     Raises
     ------
-    BadInput : flags that contradict each other, or a run in the folder that is to be neither continued nor replaced.
+    BadInput : flags that contradict each other, a run in the folder that is to be neither continued nor replaced, or
+        files that have the names of a run's but may be somebody else's.
     """
     ckpt_path = flags.get("ckpt_path")
     resume, finetune, overwrite = (flags.get(name, False) for name in ("resume", "finetune", "overwrite"))
@@ -58,6 +67,11 @@ def plan_run(flags: dict) -> RunPlan:
         if overwrite:
             raise BadInput(f"--overwrite replaces the run in {folder}, --ckpt_path continues it; use one of the two")
         return RunPlan(Start.RESUME, folder, last)
+    if run and not is_marked(folder):
+        resumable = "; --resume continues a run that was copied without it" if last.is_file() else ""
+        raise BadInput(f"--save_root {folder}: {run[0].relative_to(folder)} is in the way; it may be somebody else's, "
+                       f"as the folder lacks the {MARKER} that marks the folder of a run; move that file away or use "
+                       f"another folder{resumable}")
     if run and resume:
         raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; replace them with "
                        "--overwrite, or use another folder and a checkpoint given with --ckpt_path")
@@ -82,6 +96,11 @@ class OpenedRun:
         self._locks = contextlib.ExitStack()
 
     def __enter__(self) -> "OpenedRun":
+        try:
+            str(self.plan.folder).encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(f"--save_root {self.plan.folder}: TensorBoard cannot write to a folder whose name is not "
+                           f"valid {sys.getfilesystemencoding()} text; choose another folder") from error
         check_writable(self.plan.folder)
         if self.plan.touches_run:
             self._lock()
@@ -95,20 +114,19 @@ class OpenedRun:
         self.plan = plan_run(self.given.all)  # another process may have changed the folder meanwhile
 
     def claim(self) -> RunPlan:
-        """Make the folder that of this run alone: lock it, and delete the run that it replaces."""
+        """Make the folder that of this run alone: lock and mark it."""
         if not self.plan.touches_run:
             self.plan.folder.mkdir(parents=True, exist_ok=True)
             planned = self.plan
             self._lock()
             if self.plan != planned:
                 raise BadInput(f"another run has started in {self.plan.folder} meanwhile; start again")
-        for path in self.plan.replaced:
-            path.unlink()
+        mark(self.plan.folder)
         return self.plan
 
     def prepare(self, world_size: int) -> tuple[argparse.Namespace, dict | None, bool] | None:
         """Say what is trained, and return the run's flags, the checkpoint that it starts from, and whether only its
-        weights are taken; None where the run is complete.
+        weights are taken; None where the run is complete and all of its figures are drawn.
 
         Raises
         ------
@@ -116,8 +134,11 @@ class OpenedRun:
         """
         args, state = read_settings(self.given, self.plan.checkpoint, self.plan.start is Start.RESUME)
         # A resumed run continues in the same arithmetic, also on another machine.
-        args.precision = pick_precision(args.precision, pick_device(args.device))
+        args.precision = choose_precision(args, pick_device(args.device, args.threads))
         announce(args, self.given.all)
+        if args.gpu > 1 and world_size == 1:
+            logger.warning("--gpu %d: continuing with one process; start several with torchrun --nproc_per_node=%d "
+                           "Trainer.py ...", args.gpu, args.gpu)
         if world_size > args.batch_size:
             raise BadInput(f"--batch_size {args.batch_size}: fewer clips than the {world_size} processes; use at least "
                            "one per process")
@@ -132,5 +153,6 @@ class OpenedRun:
         if self.plan.start is not Start.RESUME:
             raise BadInput(f"--num_epoch {args.num_epoch}: the checkpoint has already trained {state['epoch']} epochs; "
                            "give more")
-        print(f"the run has completed its {state['epoch']} epochs; a larger --num_epoch continues it")
-        return None
+        self.claim()
+        print(f"the run has completed its {state['epoch']} epochs; a larger --num_epoch continues it", flush=True)
+        return (args, state, False) if find_undrawn(self.plan.folder, args.store_visualization) else None

@@ -1,7 +1,11 @@
-"""What a run trains, in one line: for its first line of output."""
+"""What a run says about itself: what it trains, where it continues, and which flags do nothing."""
 import argparse
+from collections.abc import Sized
 
+from modules.config.advice import advise_on_length, advise_on_rate
 from modules.config.trainer_flags import CALL_FLAGS, make_parser
+from modules.schedulers import LearningRate
+from modules.training.state import TrainingState
 from utils import logger
 
 # Flags that do not count as a difference from the course: reporting, saving, and the settings of one repetition.
@@ -14,6 +18,23 @@ def announce(args: argparse.Namespace, given: dict) -> None:
     print(describe_training(args), flush=True)
     if note := flags_without_effect(args, given):
         logger.warning(note)
+
+
+def announce_start(args: argparse.Namespace, state: TrainingState, saved: dict | None, learning_rate: LearningRate,
+                   loader: Sized, fast_loader: Sized | None) -> None:
+    """Print where a run continues, and what to change where it would learn little.
+
+    Parameters
+    ----------
+    saved : the checkpoint that it continues, from ``checkpoint.read``; None for a new run.
+    loader, fast_loader : of the batches of an epoch, and of each of the fast ones at the start, if any.
+    """
+    lines = [advise_on_length(args, len(loader), len(fast_loader or ()))]
+    if saved is not None:
+        lines.insert(0, describe_continuation(args, saved["flags"] | saved["network"], state))
+        if args.num_epoch > saved["flags"].get("num_epoch", args.num_epoch):
+            lines.append(advise_on_rate(args, learning_rate, state.epoch))
+    print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "", flush=True)
 
 
 def describe_training(args: argparse.Namespace) -> str:
@@ -63,6 +84,15 @@ def _differences(args: argparse.Namespace) -> list[str]:
     defaults = make_parser().defaults() | {"lr_schedule": "multistep"}
     return [f"--{flag} {format_value(getattr(args, flag))}" for flag, default in defaults.items()
             if flag not in (*CALL_FLAGS, *NOT_COMPARED) and getattr(args, flag) != default]
+
+
+def describe_continuation(args: argparse.Namespace, saved: dict, state: TrainingState) -> str:
+    """Where a run continues, and the flags of the run that this call changes. ``saved``: its checkpoint's flags."""
+    progress = state.progress
+    within = "" if progress is None else f" after {progress.clips} of {len(progress.order)} clips"
+    changes = [f"{flag} {format_value(saved[flag])} -> {format_value(value)}" for flag, value in vars(args).items()
+               if flag not in CALL_FLAGS and flag in saved and saved[flag] != value]
+    return f"continuing from epoch {state.epoch}{within}" + (f"; changed: {', '.join(changes)}" if changes else "")
 
 
 def format_value(value: object) -> str:

@@ -5,6 +5,8 @@ checkpoint, in summary.NOT_COMPARED if it does not change what is trained, and i
 template_checkpoint) if it shapes the network.
 """
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +28,12 @@ from modules.network.cvae import FEEDS
 from modules.objective import DECODER_VARIANCES
 from modules.schedulers import KLAnnealing, LearningRate
 from modules.training.checkpoint import MAX_CHANNELS, MAX_FRAME, NETWORK_FLAGS, read
-from utils import BadInput, as_bad_input
+from modules.training.run_folder import find_epochs
+from utils import BadInput
 
 # These belong to one call of the program, not to the run: a resumed run does not take them from its checkpoint.
-CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "num_workers",
-              "compile", "cache", "cache_dir")
+CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "threads",
+              "num_workers", "compile", "cache", "cache_dir")
 
 
 def make_parser() -> FlagParser:
@@ -271,6 +274,18 @@ def read_settings(given: GivenFlags, path: Path | None,
     """
     if path is None:
         return merge_flags(given), None
-    with as_bad_input(f"--ckpt_path {path}"):
+    with checkpoint_errors(path):
         state = read(path)
         return merge_flags(given, state, str(path), is_resumed), state
+
+
+@contextlib.contextmanager
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """Turn a ValueError about the checkpoint at ``path`` into BadInput, which names others in its folder."""
+    try:
+        yield
+    except ValueError as error:
+        others = [path.with_name("best.ckpt"), *[saved for _, saved in find_epochs(path.parent)[-1:]]]
+        names = " and ".join(other.name for other in others if other.is_file() and other.name != path.name)
+        ways_out = f"; its folder also holds {names}, for --ckpt_path with another --save_root" if names else ""
+        raise BadInput(f"{path}: {error}{ways_out}") from error

@@ -177,6 +177,7 @@ def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter],
     _require(_is_count(state.get("epoch"), 0, MAX_EPOCH), "epoch")
     best = state.get("best_psnr")
     _require(isinstance(best, float) and not math.isnan(best), "best_psnr")
+    _require(_is_count(state.get("validation"), 0, 2**32), "validation")
     _require(_is_count(state.get("ema_steps"), 0, 2**62), "ema_steps")
     _require(isinstance(state.get("device"), str), "device")
     _require({"replay", "progress"} <= state.keys(), "replay, progress")

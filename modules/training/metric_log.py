@@ -29,8 +29,12 @@ class MetricLog:
         self.board = SummaryWriter(str(folder), purge_step=len(metrics))
         self.write()
 
-    def add(self, metrics: dict, timing: dict) -> None:
-        """Append one epoch's rows and show them in TensorBoard."""
+    def add(self, metrics: dict, train_seconds: float, val_seconds: float, frames: int) -> None:
+        """Append an epoch's row of metrics.csv and, of its times and the frames trained on, that of timing.csv. Both
+        also go to TensorBoard."""
+        timing = {"epoch": metrics["epoch"], "train_seconds": round(train_seconds, 3),
+                  "val_seconds": round(val_seconds, 3),
+                  "frames_per_second": round(frames / max(train_seconds, 1e-3), 1)}
         self.metrics.append(metrics)
         self.timing.append(timing)
         with self._named_errors():
@@ -59,10 +63,12 @@ class MetricLog:
             raise OSError(error.errno, error.strerror, str(self.folder / "events.out.tfevents")) from error
 
 
-def write_psnr(path: Path, epoch: int, psnr: torch.Tensor) -> None:
-    """Write the PSNR of each frame (T,) of a validation rollout, frame 0 left out, to compare runs frame by frame."""
-    rows = [{"epoch": epoch, "frame": frame, "psnr": value} for frame, value in enumerate(psnr.tolist())]
-    write_table(path, ("epoch", "frame", "psnr"), rows[1:])
+def write_psnr(path: Path, epoch: int, psnr: torch.Tensor, psnr_repeat_first: torch.Tensor) -> None:
+    """Write the PSNR of each frame of a validation rollout, and that of repeating its first frame, to compare runs
+    frame by frame. Both (T,), dB; frame 0 is left out."""
+    columns = "epoch", "frame", "psnr", "psnr_repeat_first"
+    rows = zip([epoch] * len(psnr), range(len(psnr)), psnr.tolist(), psnr_repeat_first.tolist(), strict=True)
+    write_table(path, columns, [dict(zip(columns, row, strict=True)) for row in rows][1:])
 
 
 def _ignore_disk_errors(args: threading.ExceptHookArgs) -> None:

@@ -10,6 +10,7 @@ from modules.training.ema import ExponentialMovingAverage
 from modules.training.metric_log import METRICS, TIMING
 from modules.training.progress import EpochProgress
 from modules.training.replay import Replay
+from utils import logger
 
 RUNNING_MEAN, RUNNING_VAR = "label_encoder.2.running_mean", "label_encoder.2.running_var"
 
@@ -24,11 +25,14 @@ class TrainingState:
     generators : from ``make_generators``.
     ema_decay : 0 for no moving average of the weights.
     replay : None where no clip is replayed.
+    validation : checksum of all that the validation score depends on besides the model. A best score that was
+        measured under another one is not kept.
     """
 
     def __init__(self, model: CVAE, optimizer: torch.optim.Optimizer, generators: dict[str, torch.Generator],
-                 ema_decay: float = 0.0, replay: Replay | None = None):
+                 ema_decay: float = 0.0, replay: Replay | None = None, validation: int = 0):
         self.model, self.optimizer, self.generators, self.replay = model, optimizer, generators, replay
+        self.validation = validation
         self.ema = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
         self.epoch = 0  # the epoch to be run next, or in progress
         self.progress: EpochProgress | None = None  # of the epoch in progress
@@ -58,6 +62,20 @@ class TrainingState:
             return f"after the last step of epoch {self.epoch}"
         return f"in epoch {self.epoch} after {self.progress.clips} of {len(self.progress.order)} clips"
 
+    def describe_score(self) -> str:
+        return f"best validation PSNR {self.best_psnr:.2f} dB" if math.isfinite(self.best_psnr) else "no score yet"
+
+    def begin_epoch(self, clips: int) -> EpochProgress:
+        """The progress within the interrupted epoch, or that of a new one with ``clips`` clips in random order."""
+        if self.progress is not None and len(self.progress.order) != clips:
+            logger.warning("epoch %d starts again: it had %d clips and now has %d", self.epoch,
+                           len(self.progress.order), clips)
+            self.progress = None
+        if self.progress is None:
+            order = torch.randperm(clips, generator=self.generators["order"])
+            self.progress = EpochProgress.begin(order, self.device)
+        return self.progress
+
     def is_finite(self) -> bool:
         """Whether weights, running statistics and the optimiser's moments are all finite."""
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -84,7 +102,8 @@ class TrainingState:
                 "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
                 "device": self.device.type,
                 "replay": vars(self.replay.to(torch.device("cpu"))) if with_replay and self.replay else None,
-                "epoch": self.epoch, "best_psnr": self.best_psnr, "metrics": self.metrics, "timing": self.timing,
+                "epoch": self.epoch, "best_psnr": self.best_psnr, "validation": self.validation,
+                "metrics": self.metrics, "timing": self.timing,
                 "progress": None if self.progress is None else self.progress.state_dict()}
 
     def load_weights(self, state: dict) -> None:
@@ -125,7 +144,12 @@ class TrainingState:
             if checkpoint.is_portable(purpose, generator, state["device"]):
                 generator.set_state(state["generators"][purpose])
         self.replay = replay or self.replay
-        self.epoch, self.best_psnr = state["epoch"], state["best_psnr"]
+        self.epoch = state["epoch"]
+        if state["validation"] == self.validation:
+            self.best_psnr = state["best_psnr"]
+        else:
+            logger.warning("the validation frames or their latent are not those of the checkpoint: the best score "
+                           "starts again")
         self.metrics, self.timing = state["metrics"], state["timing"]
         if state["progress"] is not None:
             self.progress = EpochProgress.from_state_dict(state["progress"], self.device)

@@ -4,10 +4,11 @@
 """
 import pytest
 
+from conftest import contents
 from modules.config.run_plan import OpenedRun, Start, plan_run
 from modules.config.trainer_flags import GivenFlags
 from modules.training.output_folder import is_locked, lock_folder
-from modules.training.run_folder import RUN_FILES
+from modules.training.run_folder import MARKER, RUN_FILES, mark
 from utils import BadInput
 
 
@@ -22,6 +23,7 @@ def run(folder):
     (folder / "figures").mkdir(parents=True)
     for name in ("last.ckpt", "best.ckpt", "metrics.csv", "figures/loss.png", "notes.txt"):
         (folder / name).write_text("x")
+    mark(folder)
     return folder
 
 
@@ -79,6 +81,36 @@ def test_resume_without_a_checkpoint_but_with_other_files_of_a_run_is_refused(ru
         plan(run, resume=True)
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "figures/loss.png", "epoch=3.ckpt", MARKER])
+def test_files_that_are_only_named_like_a_runs_are_in_the_way(name, folder):
+    """Somebody else's config.json or metrics.csv: without the mark of a run it is neither replaced nor deleted."""
+    (folder / "figures").mkdir(parents=True)
+    for path in (folder / name, folder / "figures" / "test_val.gif"):
+        path.write_text("x")
+    for flags in ({}, {"overwrite": True}, {"resume": True}, {"ckpt_path": "c.ckpt"}):
+        with pytest.raises(BadInput, match=f"{name} is in the way"):
+            plan(folder, **flags)
+    (folder / name).unlink()
+    assert plan(folder).start is Start.NEW  # a validation's figures are not
+
+
+def test_a_run_that_was_copied_without_its_mark_is_resumed_and_marked_but_not_replaced(run):
+    (run / MARKER).unlink()
+    with pytest.raises(BadInput, match="best.ckpt is in the way.*--resume"):
+        plan(run, overwrite=True)
+    with opened(run, resume=True) as opening:
+        assert opening.claim().start is Start.RESUME
+    assert plan(run, overwrite=True).replaced
+
+
+def test_a_process_that_died_after_it_claimed_the_folder_left_no_run(folder):
+    with opened(folder) as opening:
+        opening.claim()
+    assert {".run", ".lock"} == set(contents(folder))
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        assert plan(folder, **flags) == plan(folder)
+
+
 # The lock
 
 def opened(folder, **flags):
@@ -96,11 +128,20 @@ def test_a_run_that_is_continued_is_locked_at_once_and_a_new_folder_when_it_is_c
     assert not is_locked(run) and not is_locked(new)
 
 
-def test_claiming_deletes_what_is_replaced(run):
+def test_the_old_run_is_deleted_only_once_the_new_one_has_a_checkpoint(run):
+    before = contents(run)
     with opened(run, overwrite=True) as opening:
-        assert (run / "last.ckpt").exists()
-        opening.claim()
-        assert not (run / "last.ckpt").exists() and (run / "notes.txt").exists()
+        replaced = opening.claim()
+        assert contents(run).items() >= before.items()
+        replaced.delete_replaced()
+        replaced.delete_replaced()  # also after files have vanished
+    assert contents(run).keys() == {"last.ckpt", "notes.txt", MARKER, ".lock"}
+
+
+def test_a_folder_whose_name_tensorboard_cannot_write_to_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="--save_root.*utf-8"), opened(tmp_path / "r\udcffn"):
+        pass
+    assert not contents(tmp_path)
 
 
 def test_a_run_in_use_is_refused_and_named(run):
@@ -112,6 +153,7 @@ def test_a_run_in_use_is_refused_and_named(run):
 def test_a_run_that_another_process_began_meanwhile_is_neither_replaced_nor_taken_over(flags, folder):
     with pytest.raises(BadInput, match="already holds a run|meanwhile"), opened(folder, **flags) as opening:
         folder.mkdir()
+        mark(folder)
         (folder / "last.ckpt").write_text("another run's")
         opening.claim()
     assert (folder / "last.ckpt").read_text() == "another run's"

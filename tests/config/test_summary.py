@@ -1,10 +1,15 @@
-"""The first line of a run, and the warning about flags without effect.
+"""What a run says about itself: its first line, where it continues, flags without effect.
 
     python -m pytest tests/config/test_summary.py
 """
-import pytest
+import re
+from types import SimpleNamespace
 
-from modules.config.summary import announce, describe_training, flags_without_effect
+import pytest
+import torch
+
+from modules.config.build import make_schedules
+from modules.config.summary import announce, announce_start, describe_training, flags_without_effect
 from modules.config.trainer_flags import merge_flags, parse_command_line
 
 PLACES = ["--DR", "data", "--save_root", "run", "--precision", "fp32"]
@@ -51,3 +56,53 @@ def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
     assert (idle in note) if idle else note == ""
     announce(args, given)
     assert capsys.readouterr().err.count("\n") == bool(idle)
+
+
+def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None):
+    """What a run prints when it starts with ``flags``, from a checkpoint of a run with the flags ``saved``, if any."""
+    args, _ = parse(*flags)
+    state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}}
+    announce_start(args, SimpleNamespace(epoch=epoch, progress=progress), state, make_schedules(args)[2],
+                   range(batches), None if fast is None else range(fast))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("saved, flags, line", [
+    (["--lr", 5e-4], ["--lr", 2e-4, "--num_workers", 0], "; changed: lr 0.0005 -> 0.0002"),
+    (["--bptt"], ["--lr_milestones", 3, 4], "; changed: bptt on -> off, lr_milestones 2 5 -> 3 4"),
+    (["--tfr", 0.8], ["--recipe", "report"], "; changed: tfr_sde 10 -> 8, kl_anneal_cycle 10 -> 100, "
+                                             "num_epoch 70 -> 2000, recipe None -> report"),
+    (["--save_root", "elsewhere"], ["--device", "cpu"], "")], ids=str)
+def test_a_run_says_where_it_continues_and_which_of_its_flags_have_changed(saved, flags, line, capsys):
+    assert start_of(capsys, *flags, saved=saved, epoch=14) == f"continuing from epoch 14{line}\n"
+    assert start_of(capsys, *flags) == ""  # a new run
+
+
+def test_a_run_that_continues_within_an_epoch_says_so(capsys):
+    progress = SimpleNamespace(clips=4, order=torch.arange(9))
+    assert start_of(capsys, saved=[], epoch=2, progress=progress) == "continuing from epoch 2 after 4 of 9 clips\n"
+
+
+@pytest.mark.parametrize("saved, flags, epoch, is_low", [
+    ("--lr_schedule cosine --num_epoch 20", "--lr_schedule cosine --num_epoch 22", 20, True),
+    ("--lr_schedule cosine --num_epoch 20", "--lr_schedule cosine --num_epoch 22", 19, True),
+    ("--lr_schedule cosine --num_epoch 20", "--lr_schedule cosine --num_epoch 40", 20, False),  # it is stretched
+    ("--lr_schedule cosine --num_epoch 20", "--lr_schedule cosine --num_epoch 20", 19, False),  # as it was planned
+    ("--lr_schedule cosine --num_epoch 20", "--num_epoch 22", 20, False),
+    ("--lr_schedule multistep --num_epoch 8", "--lr_schedule multistep --num_epoch 16", 8, True),
+    ("--lr_schedule multistep --num_epoch 2", "--lr_schedule multistep --num_epoch 4", 2, False)], ids=str)
+def test_epochs_that_would_be_trained_at_next_to_no_rate_get_a_line(saved, flags, epoch, is_low, capsys):
+    printed = start_of(capsys, *flags.split(), saved=saved.split(), epoch=epoch)
+    assert printed.count("\n") == 1 + is_low
+    assert all((word in printed) == is_low for word in ("--lr_schedule none", "--finetune", "% of --lr 0.001"))
+
+
+@pytest.mark.parametrize("flags, batches, fast, line", [
+    ("--num_epoch 10", 30, None, ""), ("--num_epoch 70", 1, None, "70 updates.*--num_epoch 760 makes 760"),
+    ("--num_epoch 10", 29, None, "290 updates.*--num_epoch 27 makes 783"),
+    ("--num_epoch 10 --fast_train", 29, 10, "195 updates.*--num_epoch 30 makes 775"),
+    ("--num_epoch 3 --fast_train", 100, 2, "6 updates.*--num_epoch 13 makes 810")], ids=str)
+def test_a_run_of_few_updates_says_how_many_epochs_it_needs(flags, batches, fast, line, capsys):
+    printed = start_of(capsys, *flags.split(), batches=batches, fast=fast)
+    assert re.search(line, printed) if line else printed == ""
+    assert printed.count("\n") == bool(line)

@@ -10,7 +10,7 @@ import pytest
 import Trainer
 from conftest import write_pngs
 from modules.config import recipes
-from modules.config.trainer_flags import CALL_FLAGS, make_parser, merge_flags, parse_command_line
+from modules.config.trainer_flags import CALL_FLAGS, make_parser, merge_flags, parse_command_line, read_settings
 from modules.training.checkpoint import NETWORK_FLAGS
 from utils import BadInput
 
@@ -160,6 +160,18 @@ def test_flags_that_this_version_does_not_know_are_ignored():
 def test_another_network_than_the_checkpoints_is_refused():
     with pytest.raises(BadInput, match="--F_dim 64.*128"):
         merge_flags(parse_command_line([*PLACES, "--F_dim", "64"]), state_with(), "c.ckpt")
+
+
+def test_a_damaged_checkpoint_names_the_others_in_its_folder(tmp_path):
+    for name in ("last.ckpt", "epoch=3.ckpt", "epoch=12.ckpt"):
+        (tmp_path / name).write_text("damaged")
+    for name, words in (("last.ckpt", "epoch=12.ckpt,"), ("epoch=12.ckpt", None)):
+        with pytest.raises(BadInput) as error:
+            read_settings(parse_command_line(PLACES), tmp_path / name)
+        assert (words is None) == ("also holds" not in str(error.value)) and (words or "damaged") in str(error.value)
+    (tmp_path / "best.ckpt").write_text("x")
+    with pytest.raises(BadInput, match="last.ckpt: .*damaged.* holds best.ckpt and epoch=12.ckpt, .*--ckpt_path"):
+        read_settings(parse_command_line(PLACES), tmp_path / "last.ckpt", is_resumed=True)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -14,6 +14,8 @@ import torch
 import Trainer
 from conftest import TINY, read_csv
 from kill_run import same
+from modules.config.advice import advise_after_divergence
+from modules.config.trainer_flags import merge_flags, parse_command_line
 from modules.training import checkpoint
 from training.run_helpers import RUN, batches, make_trainer, train, train_undisturbed, train_until
 from utils import BadInput
@@ -75,6 +77,15 @@ def test_many_consecutive_non_finite_steps_end_the_run_with_advice(data, tmp_pat
     for words in ("last.ckpt", "--resume", "--precision fp32", "--clip_grad 1", "--lr than 0.001"):
         assert words in message
     assert checkpoint.read(tmp_path / "run" / "last.ckpt")["epoch"] == 0
+
+
+@pytest.mark.parametrize("flags, advice", [
+    (["--weight_decay", 1e308], "--weight_decay than 1e\\+308$"),
+    (["--weight_decay", 0.01, "--lr", 1e30], "--lr than 1e\\+30"), ([], "--lr than 0.001")], ids=str)
+def test_the_advice_names_the_flag_that_is_the_cause(flags, advice):
+    args = merge_flags(parse_command_line(["--DR", "data", "--save_root", "run", *map(str, flags)]))
+    said = advise_after_divergence(args)
+    assert re.search(advice, said) and "last.ckpt" in said and ("--lr" in said) != ("--weight_decay" in said)
 
 
 def test_an_epoch_without_a_finite_step_ends_the_run(data, tmp_path, refused, no_figures, monkeypatch):

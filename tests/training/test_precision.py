@@ -7,6 +7,8 @@ import itertools
 import pytest
 import torch
 
+from modules.config import build
+from modules.config.trainer_flags import make_parser
 from modules.network.cvae import CVAE
 from modules.training import precision
 
@@ -35,3 +37,12 @@ def test_a_timed_step_computes_gradients_in_the_named_arithmetic(monkeypatch):
     assert [precision.time_step(model, frames, name) for name in ("fp32", "bf16")] == [1, 1]
     assert seen == [torch.float32, torch.bfloat16]
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name, has_bf16, expected", [
+    ("auto", True, "timed"), ("auto", False, "fp32"), ("bf16", True, "bf16"), ("fp32", True, "fp32")])
+def test_a_run_times_only_where_there_is_a_choice(name, has_bf16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16}, raising=False)
+    monkeypatch.setattr(build, "faster_precision", lambda model, height, width: "timed")
+    args = make_parser().parse_args(["--DR=d", "--save_root=r", f"--precision={name}"])
+    assert build.choose_precision(args, torch.device("cpu")) == expected

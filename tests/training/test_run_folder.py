@@ -10,7 +10,7 @@ import torch
 
 import Trainer
 import utils
-from conftest import TINY, read_csv
+from conftest import TINY, contents, read_csv
 from modules.config.advice import MEMORY_ADVICE
 from modules.config.trainer_flags import make_parser
 from training.run_helpers import RUN, train, train_undisturbed
@@ -63,6 +63,21 @@ def test_a_full_disk_leaves_the_latest_checkpoint(run, data, no_figures, refused
     assert "last.ckpt" in message and "File too large" in message and "--resume" in message
     assert (run / "last.ckpt").read_bytes() == whole and len(read_csv(run / "metrics.csv")) == 1
     assert len(train(data, run, *RUN, "--num_epoch", 2, "--resume")) == 2
+
+
+def test_a_disk_that_is_full_when_a_run_is_replaced_leaves_the_old_run(run, data, no_figures, refused):
+    resource = pytest.importorskip("resource")
+    for name in ("epoch=7.ckpt", "notes.txt"):
+        (run / name).write_text("x")
+    before, (soft, hard) = contents(run), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["last.ckpt"]) // 2, hard))
+    try:
+        refused("Trainer.py", *TINY, "--DR", data, "--save_root", run, *RUN, "--overwrite", untouched=run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    train(data, run, *RUN, "--num_epoch", 1, "--overwrite")
+    assert contents(run).keys() >= {"epoch=0.ckpt", "notes.txt"} and not (run / "epoch=7.ckpt").exists()
+    assert len(list(run.glob("events*"))) == 1
 
 
 def test_too_little_memory_is_one_sentence_with_flags_that_exist(capsys):
