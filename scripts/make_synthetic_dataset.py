@@ -25,11 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
+try:
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
 
-import synthetic_scene as scene
+    import synthetic_scene as scene
+except ModuleNotFoundError as error:
+    print(f"make_synthetic_dataset.py: error: not installed: {error.name}; run scripts/setup.sh, then "
+          "`source .venv/bin/activate`, or use .venv/bin/python", file=sys.stderr)
+    raise SystemExit(2) from None
 
 # This script does not import PyTorch or the product, so that worker processes start in a fraction of a second.
 
