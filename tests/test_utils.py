@@ -38,8 +38,8 @@ def test_what_ends_a_program_is_one_line_and_an_exit_code(error, code, words, ca
 
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_any_name_can_be_printed_also_where_stdout_is_closed(is_closed):
-    program = ("import sys, utils; sys.stdout = None if {} else sys.stdout; "
-               "sys.exit(utils.run_main('P.py', lambda: print('r\\u00fcn \\udcff')))").format(is_closed)
+    program = (f"import sys, utils; sys.stdout = None if {is_closed} else sys.stdout; "
+               "sys.exit(utils.run_main('P.py', lambda: print('r\\u00fcn \\udcff')))")
     expected = b"" if is_closed else rb"r\xfcn \udcff" + os.linesep.encode()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(utils.__file__).parent,
                           env=os.environ | {"PYTHONIOENCODING": "ascii"})
