@@ -11,6 +11,7 @@ from torch import Tensor
 PSNR_CAP = 100.0  # dB; the PSNR of equal frames is infinite, which would make every mean infinite
 SCORED_FRAMES = 600  # the course scores frames 1..600 of each sequence of 630
 DRIFT_WINDOW = 60  # frames at the start and at the end of the scored ones that are compared to measure drift
+MIN_SLOPE_FRAMES = 120  # start, end and slope of a shorter rollout say nothing about a long one
 # Pixels per SSIM call, which holds some thirty float copies of its input. Small enough for a processor's cache: chunks
 # of 1 << 18 take three times as long and 300 MB more memory.
 SSIM_CHUNK_PIXELS = 1 << 14
