@@ -110,7 +110,7 @@ def test_plot_psnr_of_degenerate_rollouts(rollouts, tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_names_of_sequences_are_not_mathematics(count, tmp_path):
     """matplotlib reads text between dollars as mathematics, and leaves out the label of a name that starts with _."""
-    names = ["a$b$", "_x^{$", "n" * 300][:count]
+    names = ["a$^{$", "_x$b$", "n" * 300][:count]
     rollouts = {name: rollout([25.0, 24.0], brightness_error=[0.0, 0.1]) for name in names}
     curves.plot_psnr(rollouts, tmp_path / "psnr.png", "PSNR per frame")
     above, below = figure_of(curves.plot_psnr, rollouts, "PSNR per frame").axes
