@@ -197,6 +197,7 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         rows = zip(*(values.tolist() for values in table.values()), strict=True)
         write_table(folder / f"seq{name}.csv", tuple(table), [dict(zip(table, row, strict=True)) for row in rows])
         video.side_by_side_gif(truth, clip, sequence.labels, folder / f"compare_seq{name}.gif", fps)
+        video.side_by_side_mp4(truth, clip, sequence.labels, folder / f"compare_seq{name}.mp4", fps)
         print(f"sequence {name}: {scores.describe(summary)}")
     rollouts = {f"sequence {name}": curves.Rollout(
         *(table[column][1:] if column in table else None
