@@ -79,7 +79,7 @@ def test_results_hold_all_sequences_in_numeric_order_from_their_given_frames(sco
     lines = [["id", *range(3 * H * W)], *([index, *row] for index, row in rows)]
     text = "".join(",".join(map(str, line)) + "\n" for line in lines)
     assert (scored / "submission.csv").read_bytes() == text.encode()
-    results = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif")
+    results = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif", "compare_seq{}.mp4")
     assert set(contents(scored)) == {"submission.csv", "summary.json", "psnr.png",
                                      *(result.format(name) for name in LENGTHS for result in results)}
     for name, video in videos.items():

@@ -33,7 +33,7 @@ from modules.plots.style import (
 # Of sequences: the palette and darker shades of it. Grey is repeating the first frame.
 SEQUENCE_COLOURS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY,
                     "#003A5C", "#6E3000", "#00523B", "#7A3F5D", "#7A5200", "#2B6A8C"]
-SMOOTHED_FRAMES = 21  # that the running mean of a curve spans where several curves overlap
+SMOOTHED_FRAMES = 9  # that the running mean of a curve spans where several curves overlap
 
 
 @dataclass
