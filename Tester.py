@@ -4,8 +4,8 @@
     python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --truth DIR   scored against DIR/K/N.png
     python Tester.py --DR DATASET --ckpt_path RUN/best.ckpt --save_root RESULT --split val   the validation sequence
 
-RESULT/ then holds summary.json, submission.csv (test), pred_seqK.gif and, with real frames, seqK.csv, compare_seqK.gif
-and psnr.png. The sizes of network and frames come from the checkpoint.
+RESULT/ then holds summary.json, submission.csv (test), pred_seqK.gif and, with real frames, seqK.csv, compare_seqK.mp4,
+compare_seqK.gif and psnr.png. The sizes of network and frames come from the checkpoint.
 """
 import argparse
 import platform
@@ -214,15 +214,13 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         rows = zip(*(values.tolist() for values in table.values()), strict=True)
         write_table(folder / f"seq{name}.csv", tuple(table), [dict(zip(table, row, strict=True)) for row in rows])
         video.side_by_side_gif(truth, clip, sequence.labels, folder / f"compare_seq{name}.gif", fps)
+        video.side_by_side_mp4(truth, clip, sequence.labels, folder / f"compare_seq{name}.mp4", fps)
         print(f"sequence {name}: {scores.describe(summary, restart_every)}")
-    lines = {f"sequence {name}": table["psnr"][1:] for name, table in tables.items()}
-    # One curve for all: each frame's mean over the sequences that are long enough.
-    lines["repeat the first frame"] = torch.nn.utils.rnn.pad_sequence(
-        [table["psnr_repeat_first"][1:] for table in tables.values()], padding_value=torch.nan).nanmean(dim=1)
-    lines |= {f"{name}, restarted": table["psnr_restarted"][1:] for name, table in tables.items()
-              if "psnr_restarted" in table}
-    brightness = {f"sequence {name}": table["brightness_error"][1:] for name, table in tables.items()}
-    curves.plot_psnr(lines, folder / "psnr.png", "PSNR per frame, free-running", brightness)
+    rollouts = {f"sequence {name}": curves.Rollout(
+        *(table[column][1:] if column in table else None
+          for column in ("psnr", "psnr_repeat_first", "psnr_restarted", "brightness_error")))
+        for name, table in tables.items()}
+    curves.plot_psnr(rollouts, folder / "psnr.png", "PSNR per frame, free-running")
     mean = scores.mean_summary(list(summaries.values()))
     print(f"mean of {len(summaries)} sequence(s): {scores.describe(mean, restart_every)}; gain on repeating the first "
           f"frame {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB")

@@ -293,7 +293,7 @@ class Trainer:
     def draw(self, log: MetricLog) -> None:
         """Draw the figures of the run so far, and a picture for TensorBoard."""
         figures, labels = self.folder / "figures", self.data.val.labels.cpu()
-        run_figures.draw_metrics(self.state.metrics, figures)
+        run_figures.draw_metrics(self.state.metrics, figures, self.args.train_vi_len - 1)
         if self.validation is not None:
             epoch, evaluation = self.validation
             run_figures.draw_validation(evaluation, labels, f"epoch {epoch}", figures)

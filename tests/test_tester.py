@@ -90,7 +90,7 @@ def test_results_hold_all_sequences_in_numeric_order_from_their_given_frames(sco
     lines = [["id", *range(3 * H * W)], *([index, *row] for index, row in rows)]
     text = "".join(",".join(map(str, line)) + "\n" for line in lines)
     assert (scored / "submission.csv").read_bytes() == text.encode()
-    each = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif")
+    each = ("seq{}.csv", "pred_seq{}.gif", "pred_seq{}.mp4", "compare_seq{}.gif", "compare_seq{}.mp4")
     names = {"submission.csv", "summary.json", "psnr.png", *(form.format(name) for name in LENGTHS for form in each)}
     assert set(results(scored)) == names == set(json.loads((scored / "summary.json").read_text())["files"])
     for name, video in videos.items():

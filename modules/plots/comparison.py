@@ -4,7 +4,6 @@ The training losses of these histories are means per predicted frame, so that ru
 share an axis. A run has the same colour and line style in every panel.
 """
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from modules.plots.style import (
     BLUE,
+    DIVERGED,
     GREEN,
     GREY,
     MAX_MARKED_POINTS,
@@ -20,9 +20,11 @@ from modules.plots.style import (
     PURPLE,
     SKY,
     VERMILION,
+    axis_limits,
     best,
     column,
     draw_column,
+    legend_text,
     make_panels,
     mark_best,
     mark_non_finite,
@@ -35,11 +37,7 @@ from modules.plots.style import (
 RUN_COLOURS, RUN_STYLES = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY], ["-", "--", ":", "-."]  # grey: no run
 SIZE = {"width": 5.5, "dpi": 175}  # as many pixels as the plots of one run, with text that is legible on a phone
 CROWDED_EPOCHS = 300  # lines of longer runs are thinner, so that noisy curves do not become solid areas
-MAX_NAME_LENGTH = 40  # longer names are shortened in a legend
 MAX_LINEAR_RATIO = 20  # KL weights further apart are named in the legend: the smaller one looks like zero
-# Errors per frame above which an epoch counts as diverged. Training sees unbounded predictions: beyond 1 they lie
-# outside the range of pixels. Validation scores pixels: no constant grey picture has an error above 0.25 (6 dB).
-DIVERGED = {"train_mse": 1.0, "val_loss": 0.25}
 LIMITED = ("train_loss", "train_mse", "train_kl", "val_loss", "val_psnr")  # columns that divergence spoils
 DIVERGED_PSNR = -10 * math.log10(DIVERGED["val_loss"])
 
@@ -145,12 +143,12 @@ def compare_psnr_per_frame(moments: dict[str, dict[str, Recording | None]], path
             color, style = run_style(index)
             values = recorded.psnr if recorded else []
             remark = f", epoch {recorded.epoch}, {_describe_mean(values)}" if values else ", not recorded"
-            _draw_frames(panel, values, _legend_text(name) + remark, style, color, _line_width(index, len(recordings)))
+            _draw_frames(panel, values, legend_text(name) + remark, style, color, _line_width(index, len(recordings)))
         recordings = {name: recorded for name, recorded in recordings.items() if recorded}
         baselines = {tuple(recorded.repeat_first): name for name, recorded in reversed(recordings.items())
                      if recorded.repeat_first}
         for values, name in reversed(baselines.items()):
-            whose = f" of {_legend_text(name)}" if len(baselines) > 1 else ""
+            whose = f" of {legend_text(name)}" if len(baselines) > 1 else ""
             _draw_frames(panel, values, f"repeat the first frame{whose}, {_describe_mean(values)}", "-", GREY, 1.2)
         panel.set_ylabel(f"PSNR (dB), {title}")
         shown = [value for recorded in recordings.values() if mean_of(recorded.psnr) > DIVERGED_PSNR
@@ -186,7 +184,7 @@ def _make_run_panels(title: str, runs: dict[str, list[dict]], heights: tuple[flo
     for index, (name, history) in enumerate(runs.items()):
         color, style = run_style(index)
         remark = (remarks or {}).get(name, "") if history else ", no epoch yet"
-        handles.append(Line2D([], [], color=color, linestyle=style, label=_legend_text(name) + remark))
+        handles.append(Line2D([], [], color=color, linestyle=style, label=legend_text(name) + remark))
     if any(non_finite_epochs(history, *keys) for history in runs.values()):
         handles.append(Line2D([], [], color="black", linestyle="", marker="x", markersize=5, label="non-finite"))
     if any(_find_outside(history, key, _limits(runs, key)) for key in keys for history in runs.values()):
@@ -202,14 +200,6 @@ def _make_run_panels(title: str, runs: dict[str, list[dict]], heights: tuple[flo
 def _line_width(index: int, count: int) -> float:
     """The first runs have wider lines, so that they stay visible below others that coincide with them."""
     return 1.2 + 1.6 * (count - 1 - index) / max(1, count - 1)
-
-
-def _legend_text(name: str) -> str:
-    """A run's name for a legend: shortened, and escaped where matplotlib gives a character a meaning."""
-    if len(name) > MAX_NAME_LENGTH:
-        half = MAX_NAME_LENGTH // 2
-        name = f"{name[:half]}…{name[-half:]}"
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _draw_runs(panel, runs: dict[str, list[dict]], key: str, title: str) -> None:
@@ -236,25 +226,10 @@ def _draw_losses(panel, runs: dict[str, list[dict]], key: str, title: str) -> No
     _draw_runs(panel, runs, key, title)
 
 
-def has_diverged(row: dict) -> bool:
-    """Whether an epoch's errors are non-finite or larger than those of any picture."""
-    return any(not to_float(row[key]) <= limit for key, limit in {"train_loss": sys.float_info.max, **DIVERGED}.items()
-               if row.get(key) is not None)
-
-
 def _limits(runs: dict[str, list[dict]], key: str) -> tuple[float, float] | None:
-    """The axis of a column, from the epochs that have not diverged: the others would squeeze them. None: no limit is
-    needed, or all epochs have diverged."""
-    is_log = key != "val_psnr"
-    rows = [(value, has_diverged(row)) for history in runs.values() for row in history
-            if math.isfinite(value := to_float(row.get(key))) and (value > 0 or not is_log)]
-    shown = [value for value, is_diverged in rows if not is_diverged]
-    if key not in LIMITED or not shown or all(min(shown) <= value <= max(shown) for value, _ in rows):
-        return None
-    if is_log:
-        low, high = _widen(math.log(min(shown)), math.log(max(shown)))
-        return math.exp(low), math.exp(high)
-    return _widen(min(shown), max(shown))
+    """The axis of a column of all runs; None where it needs no limit."""
+    rows = [row for history in runs.values() for row in history]
+    return axis_limits(rows, key, is_log=key != "val_psnr") if key in LIMITED else None
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:

@@ -10,16 +10,23 @@ from modules.plots import curves, video
 from utils import atomic_write
 
 
-def draw_metrics(metrics: list[dict], folder: Path) -> None:
-    """Draw loss.png and teacher_forcing.png from the rows of metrics.csv."""
-    curves.plot_losses(metrics, folder / "loss.png")
-    curves.plot_teacher_forcing(metrics, folder / "teacher_forcing.png")
+def draw_metrics(metrics: list[dict], folder: Path, frames_per_clip: int) -> None:
+    """Draw loss.png and teacher_forcing.png from the rows of metrics.csv.
+
+    Parameters
+    ----------
+    frames_per_clip : predicted frames of a training clip, over which its losses in ``metrics`` are summed.
+    """
+    history = [row | {key: row[key] / frames_per_clip for key in ("train_loss", "train_mse", "train_kl")}
+               for row in metrics]
+    curves.plot_losses(history, folder / "loss.png")
+    curves.plot_teacher_forcing(history, folder / "teacher_forcing.png")
 
 
 def draw_validation(evaluation: Evaluation, labels: Tensor, when: str, folder: Path, prefix: str = "") -> None:
     """Draw psnr_per_frame.png and val.gif, their names after ``prefix``. ``labels``: uint8 (T, 3, H, W)."""
-    lines = {"prediction": evaluation.psnr[1:], "repeat the first frame": evaluation.psnr_repeat_first[1:]}
-    curves.plot_psnr(lines, folder / f"{prefix}psnr_per_frame.png", f"Validation, {when}")
+    rollout = curves.Rollout(evaluation.psnr[1:], evaluation.psnr_repeat_first[1:])
+    curves.plot_psnr({"prediction": rollout}, folder / f"{prefix}psnr_per_frame.png", f"Validation, {when}")
     video.side_by_side_gif(evaluation.truth, evaluation.video, labels, folder / f"{prefix}val.gif")
 
 

@@ -1,12 +1,15 @@
 """What the plots of one run and of several runs share: colours, panels, curves and saving.
 
 A `history` is a list of dicts, one per epoch, with the keys epoch, train_loss, train_mse, train_kl, beta, tfr, tf_used,
-lr, val_loss and val_psnr. val_loss and val_psnr are None in epochs without validation; any value may be NaN.
+lr, val_loss and val_psnr. Losses are means per predicted frame. val_loss and val_psnr are None in epochs without
+validation; any value may be NaN.
 
 Matplotlib is imported by the first plot, so that training starts without it, and used through its figure objects: no
 state is shared with pyplot.
 """
 import math
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from utils import atomic_write
@@ -15,6 +18,10 @@ from utils import atomic_write
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, ORANGE, GREY = "#56B4E9", "#E69F00", "#666666"
 MAX_MARKED_POINTS = 40  # curves with more points have no markers: they would merge into a thick line
+MAX_NAME_LENGTH = 40  # longer names are shortened in a legend
+# Errors per frame above which an epoch counts as diverged. Training sees unbounded predictions: beyond 1 they lie
+# outside the range of pixels. Validation scores pixels: no constant grey picture has an error above 0.25 (6 dB).
+DIVERGED = {"train_mse": 1.0, "val_loss": 0.25}
 
 
 def make_panels(heights: tuple[float, ...], width: float = 8, dpi: int = 120, legend_rows: int = 0) -> tuple:
@@ -45,6 +52,59 @@ def non_finite_epochs(history: list[dict], *keys: str) -> list[int]:
     """The epochs in which one of the columns is NaN or infinite."""
     return sorted({epoch for key in keys for epoch, value in zip(*column(history, key), strict=True)
                    if not math.isfinite(value)})
+
+
+def has_diverged(row: dict) -> bool:
+    """Whether an epoch's errors are non-finite or larger than those of any picture."""
+    return any(not to_float(row[key]) <= limit for key, limit in {"train_loss": sys.float_info.max, **DIVERGED}.items()
+               if row.get(key) is not None)
+
+
+def axis_limits(history: list[dict], *keys: str, is_log: bool = True) -> tuple[float, float] | None:
+    """The range of the columns in the epochs that have not diverged: the others would squeeze the axis.
+
+    None where all values lie within it, or all epochs have diverged.
+    """
+    points = [(value, has_diverged(row)) for row in history for key in keys
+              if math.isfinite(value := to_float(row.get(key))) and (value > 0 or not is_log)]
+    shown = [value for value, is_diverged in points if not is_diverged]
+    if not shown or all(min(shown) <= value <= max(shown) for value, _ in points):
+        return None
+    low, high = (math.log(min(shown)), math.log(max(shown))) if is_log else (min(shown), max(shown))
+    margin = max(0.05 * (high - low), 0.05)
+    return (math.exp(low - margin), math.exp(high + margin)) if is_log else (low - margin, high + margin)
+
+
+def limit_axis(panel, history: list[dict], **colors: str) -> None:
+    """Limit the y axis to the epochs that have not diverged, and mark the others at its edge.
+
+    Parameters
+    ----------
+    colors : of each column that the panel shows, by its key.
+    """
+    limits = axis_limits(history, *colors, is_log=panel.get_yscale() == "log")
+    if limits is None:
+        return
+    label = "diverged, outside the axis"
+    for index, (key, color) in enumerate(colors.items()):
+        for is_above in (True, False):
+            outside = [epoch for epoch, value in zip(*column(history, key), strict=True)
+                       if (limits[1] < value < math.inf if is_above else -math.inf < value < limits[0])]
+            height = 0.04 + 0.05 * index
+            if outside:
+                panel.plot(outside, [1 - height if is_above else height] * len(outside), "^" if is_above else "v",
+                           color=color, markersize=5, transform=panel.get_xaxis_transform(), label=label)
+                label = None  # one legend entry
+    panel.set_ylim(limits)
+
+
+def legend_text(name: str) -> str:
+    """A name for a legend: shortened, and escaped where matplotlib gives a character a meaning."""
+    if len(name) > MAX_NAME_LENGTH:
+        half = MAX_NAME_LENGTH // 2
+        name = f"{name[:half]}…{name[-half:]}"
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def draw_column(panel, history: list[dict], key: str, color: str, label: str | None, width: float = 1.5,
@@ -83,8 +143,13 @@ def set_log_scale(panel, history: list[dict], *keys: str) -> None:
         panel.set_yscale("log", nonpositive="mask")
 
 
+def fit_columns(labels: Collection[str]) -> int:
+    """How many columns of the legend fit above a panel of the default width."""
+    return 2 if max(map(len, labels), default=0) <= 46 else 1
+
+
 def save_figure(figure, panels: list, path: str | Path, title: str = "", x_label: str = "epoch",
-                legend_columns: int = 2) -> None:
+                legend_columns: int | None = None) -> None:
     """Add the grid, a legend above each panel and integer ticks on the x axis, then write the file.
 
     Raises
@@ -99,9 +164,10 @@ def save_figure(figure, panels: list, path: str | Path, title: str = "", x_label
         if all(line.get_marker() == "x" for line in panel.get_lines()):
             panel.text(0.5, 0.5, "no value", color=GREY, ha="center", va="center", transform=panel.transAxes)
             panel.set_yticks([])
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=legend_columns, frameon=False, fontsize=9,
-                         borderaxespad=0.2)
+        labels = panel.get_legend_handles_labels()[1]
+        if labels:
+            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=legend_columns or fit_columns(labels),
+                         frameon=False, fontsize=9, borderaxespad=0.2, handlelength=1.7, columnspacing=1.5)
     panels[-1].set_xlabel(x_label)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     left, right = panels[-1].get_xlim()

@@ -135,7 +135,7 @@ def run_trainer(work: Path, folder: Path, *flags: str | Path) -> None:
     """Train a tiny network in ``folder`` to the end of epoch 1, without figures."""
     with contextlib.ExitStack() as stack:
         for module, names in ((curves, ("plot_losses", "plot_teacher_forcing", "plot_psnr")),
-                              (video, ("side_by_side_gif",))):
+                              (video, ("side_by_side_gif", "side_by_side_mp4"))):
             for name in names:
                 stack.enter_context(mock.patch.object(module, name))
         # Given flags override those of a damaged checkpoint, so that sizes and epochs stay small.
