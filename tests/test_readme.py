@@ -80,7 +80,7 @@ def test_every_command_of_a_page_is_accepted(page):
 
 
 def test_the_map_of_the_code_is_complete():
-    listed = set(re.findall(r"^      ([\w/]+\.py) ", README, re.MULTILINE))
+    listed = set(re.findall(r"^  ([\w/]+\.py) ", README, re.MULTILINE))
     modules = ROOT / "modules"
     assert listed == {path.relative_to(modules).as_posix() for path in modules.rglob("*.py")
                       if path.name != "__init__.py"}
