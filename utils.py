@@ -120,7 +120,8 @@ def _fail(message: str) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: Python's, CUDA's, or the CPU's, for which PyTorch has no exception class."""
-    signs = r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
+    signs = (r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED|"
+             r"could not create a (primitive|memory)")  # of oneDNN
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(signs, str(error)) is not None
 
 

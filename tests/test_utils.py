@@ -32,7 +32,8 @@ def throw(error: BaseException) -> None:
     (BadInput("what, where"), 2, "error: what, where"), (MemoryError(), 2, "memory; use --less"),
     (OSError(errno.ENOSPC, "No space left", "last.ckpt"), 2, "last.ckpt .*No space left.*--resume"),
     (PermissionError(errno.EACCES, "Permission denied", "x.png"), 2, "x.png .*Permission denied"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory; use --less")], ids=repr)
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory; use --less"),
+    (RuntimeError("could not create a primitive"), 2, "memory; use --less")], ids=repr)
 def test_what_ends_a_program_is_one_line_and_an_exit_code(error, code, words, capsys):
     assert utils.run_main("P.py", lambda: throw(error), "use --less") == code
     assert re.fullmatch(f"P.py: .*{words}.*\n", capsys.readouterr().err)

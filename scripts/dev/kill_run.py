@@ -40,7 +40,7 @@ TINY = ["--F_dim", "8", "--L_dim", "4", "--N_dim", "4", "--D_out_dim", "8", "--t
         "--batch_size", "2", "--num_epoch", "120", "--val_every", "3", "--per_save", "10",
         "--save_every_minutes", "0.00001", "--tf_draw", "clip", "--tfr", "0.5", "--tfr_d_step", "0",
         "--lr_schedule", "cosine", "--decoder_variance", "optimal", "--output", "sigmoid", "--kl_anneal_stop", "0.001",
-        "--replay", "0.7", "--ema", "0.8", "--device", "cpu"]
+        "--replay", "0.7", "--ema", "0.8", "--device", "cpu", "--precision", "fp32"]
 TINY_DATA = ["--train_frames", "72", "--val_frames", "12", "--test_sequences", "1", "--test_frames", "2"]
 ENDS_AFTER = 600  # seconds within which a run must end after a signal
 
