@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import utils  # noqa: F401  first: it must run before PyTorch is imported
+import utils  # noqa: F401  first: it says which packages are missing
 
 # isort: split
 import numpy
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dataloader import FrameCache, GivenSequence, list_frames, read_images, read_test_sequences, read_validation
+from modules.config.build import choose_rollout_threads
 from modules.config.result_folder import SUMMARY, check_results, replace_results
 from modules.config.tester_flags import fill_from_training, parse_command_line
 from modules.evaluation import scores
@@ -81,6 +82,9 @@ def write_results(args: argparse.Namespace, folder: Path) -> None:
     check_results(Path(args.save_root), args.overwrite, [sequence.name for sequence in sequences])
     if args.split == "test":
         check_submission(sequences, args.any_size)
+    args.precision = pick_precision(args.precision, device)
+    if device.type == "cpu":
+        choose_rollout_threads(args, state["flags"].get("threads"), model, len(sequences), state["frame_size"])
     if compile_pays(args.compile, device, sum(len(sequence.labels) for sequence in sequences)):
         model.compile_steps()
     generate = partial(generate_all, latent=args.val_latent, seed=args.seed, precision=args.precision)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-import utils  # noqa: F401  first: it must run before PyTorch is imported
+import utils  # noqa: F401  first: it says which packages are missing
 
 # isort: split
 import torch

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# What must happen before PyTorch is imported. Programs import this module first.
+# Programs import this module first, before what may be missing.
 
 PACKAGES = ("torch", "torchvision", "numpy", "tqdm", "matplotlib", "imageio", "av", "PIL", "torchmetrics",
             "tensorboard", "filelock", "markdown_it")
@@ -26,9 +26,6 @@ if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is No
     print(f"{os.path.basename(sys.argv[0])}: error: not installed: {', '.join(missing)}; run scripts/setup.sh, then "
           "`source .venv/bin/activate`, or use .venv/bin/python", file=sys.stderr)
     raise SystemExit(2)
-# How long OpenMP's threads wait busily for their next piece of work. By default they do so for milliseconds, which
-# slows down all processes where there are more threads than cores. docs/performance.md has the measurements.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
-import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
+import utils  # noqa: E402, F401  first: it says which packages are missing
 
 # isort: split
 from modules.config.parser import FlagParser, folder_name, number  # noqa: E402

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
-import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
+import utils  # noqa: E402, F401  first: it says which packages are missing
 
 # isort: split
 from compare_runs import (  # noqa: E402

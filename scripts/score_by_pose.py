@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
-import utils  # noqa: E402, F401  first: it must run before PyTorch is imported
+import utils  # noqa: E402, F401  first: it says which packages are missing
 
 # isort: split
 import torch  # noqa: E402

@@ -20,7 +20,8 @@ H, W = 8, 16
 TRAIN_FRAMES, VAL_FRAMES = 12, 6
 NETWORK = ["--F_dim", "8", "--L_dim", "4", "--N_dim", "4", "--D_out_dim", "8"]
 TINY = [*NETWORK, "--frame_H", str(H), "--frame_W", str(W), "--train_vi_len", "4", "--val_vi_len", str(VAL_FRAMES),
-        "--num_workers", "1", "--device", "cpu", "--precision", "fp32", "--no-cache"]
+        "--num_workers", "1", "--device", "cpu", "--precision", "fp32", "--threads", "1",
+        "--no-cache"]
 PROGRAMS = {"Trainer.py": Trainer.main, "Tester.py": Tester.main}
 
 

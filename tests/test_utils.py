@@ -150,16 +150,6 @@ def test_the_required_packages_are_those_of_the_requirements():
     assert set(utils.PACKAGES) == names - {"pillow", "markdown-it-py"} | {"PIL", "markdown_it"}
 
 
-def test_openmp_waits_as_chosen_unless_the_user_chooses():
-    """The variable is read when PyTorch is loaded, so that this needs processes of their own."""
-    code = "import utils, os; print(os.environ['GOMP_SPINCOUNT'])"
-    for given, expected in ((None, "10000"), ("7", "7")):
-        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-        environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
-        call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-        assert call.stdout == f"{expected}\n"
-
-
 def test_the_number_of_threads_can_be_given():
     before = torch.get_num_threads()
     try:

@@ -1,12 +1,13 @@
 """From flags to the objects of modules/, whose errors become sentences about flags."""
 import argparse
+import os
 
 import torch
 
 from modules.network.cvae import CVAE
 from modules.schedulers import KLAnnealing, LearningRate, TeacherForcing
 from modules.training.checkpoint import NETWORK_FLAGS
-from modules.training.precision import faster_precision
+from modules.training.timing import pick_rollout_threads, pick_training
 from utils import as_bad_input, pick_precision
 
 
@@ -23,12 +24,25 @@ def make_model(args: argparse.Namespace) -> CVAE:
                     match_histogram=args.match_histogram)
 
 
-def choose_precision(args: argparse.Namespace, device: torch.device) -> str:
-    """"fp32" or "bf16"; "auto" is the faster one on this machine."""
+def choose_arithmetic(args: argparse.Namespace, device: torch.device) -> None:
+    """Set the precision ("fp32" or "bf16") and, on a CPU, the number of threads that a run keeps: as given, else the
+    faster ones on this machine."""
     precision = pick_precision(args.precision, device)
-    if args.precision == "auto" and device.type == "cpu" and precision == "bf16":
-        return faster_precision(make_model(args), args.frame_H, args.frame_W)
-    return precision
+    if device.type == "cpu":
+        is_open = args.precision == "auto" and precision == "bf16"  # not every processor with bf16 gains from it
+        threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else args.threads
+        precision, args.threads = pick_training(make_model(args), args.frame_H, args.frame_W,
+                                                None if is_open else precision, threads)
+        torch.set_num_threads(args.threads)
+    args.precision = precision
+
+
+def choose_rollout_threads(args: argparse.Namespace, trained: int | None, model: CVAE, sequences: int,
+                           frame_size: tuple[int, int]) -> None:
+    """Set the number of threads of a rollout on a CPU: as given, else as in training, or one where all are slow."""
+    if args.threads is None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(trained or torch.get_num_threads(), torch.get_num_threads()))
+        torch.set_num_threads(pick_rollout_threads(model, sequences, *frame_size, args.precision))
 
 
 def make_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -140,7 +140,8 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
                        help="compile the steps with torch.compile; auto: on a GPU, for runs long enough to gain more "
                             "than the minutes it takes")
     group.add_argument("--threads", type=number(int, 1, 4096),
-                       help="CPU threads that compute; None: one per core")
+                       help="threads that compute; None: on a CPU one or all, whichever a short timing shows to be "
+                            "faster; Tester.py: as in training, one where all are slow")
     group.add_argument("--num_workers", type=number(int, 0, 1024), default=4,
                        help="threads that decode images; 0: one")
     group.add_argument("--cache", action=SWITCH, default=True,

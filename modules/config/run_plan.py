@@ -6,7 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.config.build import choose_precision
+import torch
+
+from modules.config.build import choose_arithmetic
 from modules.config.summary import announce
 from modules.config.trainer_flags import GivenFlags, read_settings
 from modules.training.output_folder import lock_folder
@@ -133,8 +135,10 @@ class OpenedRun:
         BadInput : a checkpoint or flags that cannot be used.
         """
         args, state = read_settings(self.given, self.plan.checkpoint, self.plan.start is Start.RESUME)
-        # A resumed run continues in the same arithmetic, also on another machine.
-        args.precision = choose_precision(args, pick_device(args.device, args.threads))
+        # A resumed run continues in the same arithmetic, also on another machine, which may have fewer cores.
+        if args.threads and "threads" not in self.given.all:
+            args.threads = min(args.threads, torch.get_num_threads())
+        choose_arithmetic(args, pick_device(args.device, args.threads))
         announce(args, self.given.all)
         if args.gpu > 1 and world_size == 1:
             logger.warning("--gpu %d: continuing with one process; start several with torchrun --nproc_per_node=%d "

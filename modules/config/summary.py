@@ -10,7 +10,7 @@ from utils import logger
 
 # Flags that do not count as a difference from the course: reporting, saving, and the settings of one repetition.
 NOT_COMPARED = ("recipe", "save_every_minutes", "per_save", "val_every", "val_latent", "val_vi_len",
-                "store_visualization", "deterministic", "seed", "precision")
+                "store_visualization", "deterministic", "seed", "precision", "threads")
 
 
 def announce(args: argparse.Namespace, given: dict) -> None:
@@ -46,8 +46,9 @@ def describe_training(args: argparse.Namespace) -> str:
     is_protocol = set(differences) <= {"--lr_schedule none"}  # the documented exception
     name = f"recipe {args.recipe}" if args.recipe else "the course's protocol" if is_protocol else "own flags"
     differences = f"differs from the course: {', '.join(differences)}" if differences else "as the course in every flag"
+    threads = f", {args.threads} CPU thread{'s' * (args.threads > 1)}" if args.threads else ""
     return (f"{name}: clips of {args.train_vi_len} frames, batch {args.batch_size}; loss {_loss(args)}; feedback: "
-            f"{_feedback(args)}; {args.precision}; {differences}")
+            f"{_feedback(args)}; {args.precision}{threads}; {differences}")
 
 
 def _loss(args: argparse.Namespace) -> str:

@@ -56,6 +56,7 @@ def fill_from_training(args: argparse.Namespace, flags: dict) -> None:
             value = flags.get(flag, trainer_parser.get_default(flag))
             trainer_parser.check_value(flag, value)
             setattr(args, flag, "auto" if value == "bf16" else value)
+    trainer_parser.check_value("threads", flags.get("threads"))
 
 
 def make_parser() -> FlagParser:

@@ -32,8 +32,8 @@ from modules.training.run_folder import find_epochs
 from utils import BadInput
 
 # These belong to one call of the program, not to the run: a resumed run does not take them from its checkpoint.
-CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "threads",
-              "num_workers", "compile", "cache", "cache_dir")
+CALL_FLAGS = ("DR", "save_root", "ckpt_path", "resume", "finetune", "overwrite", "test", "device", "gpu", "num_workers",
+              "compile", "cache", "cache_dir")
 
 
 def make_parser() -> FlagParser:

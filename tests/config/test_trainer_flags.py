@@ -79,7 +79,7 @@ def test_config_json_of_a_run_holds_the_protocol(line, differences, course_data,
 
 
 def test_the_protocol_names_every_flag_that_changes_the_training():
-    rest = {"recipe", "precision", "seed", "save_every_minutes", "store_visualization", "deterministic"}
+    rest = {"recipe", "precision", "threads", "seed", "save_every_minutes", "store_visualization", "deterministic"}
     assert set(make_parser().defaults()) == set(PROTOCOL) | set(CALL_FLAGS) | rest
 
 
