@@ -153,11 +153,11 @@ class CVAE(nn.Module):
         # Views taken under no_grad would require a gradient without having a grad_fn, which breaks autograd's tools.
         poses, z = poses.detach(), z.detach()
         reference_features = None if reference_features is None else reference_features.detach()
-        inputs = [frames[:, 0]]
+        inputs = [in_one_layout(frames[:, 0])]
         for t in range(1, len(poses)):
             prediction = step(inputs[-1], poses[t - 1], z[t - 1], reference_features).to(frames.dtype)
             prediction = self._matched(prediction, inputs[-1], frames[:, 0])
-            inputs.append(blend(frames[:, t], prediction, weight))
+            inputs.append(in_one_layout(blend(frames[:, t], prediction, weight)))
         return torch.cat(inputs)
 
     def _sequential(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, weight: Tensor | None,
@@ -166,12 +166,12 @@ class CVAE(nn.Module):
         (T-1, B, ...)."""
         # unbind instead of indexing: the backward of features[t] would allocate zeros for all T frames, for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
-        given = frames[:, 0]
+        given = in_one_layout(frames[:, 0])
         predictions = [self.decode(features[0], poses[0], z[0], reference_features)]
         for t in range(1, len(poses)):
             fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
             fed_back = self._matched(fed_back, given, frames[:, 0])
-            given = blend(frames[:, t], fed_back, weight)
+            given = in_one_layout(blend(frames[:, t], fed_back, weight))
             if weight is not None and weight.dtype == torch.bool:
                 # The real frames' features are known, and their gradient is computed in one call for all frames.
                 encoded = torch.where(weight, features[t], self.frame_encoder(fed_back))
@@ -217,7 +217,7 @@ class CVAE(nn.Module):
         try:
             video = first_frame.new_empty(*labels.shape[:2], *first_frame.shape[1:])
             video[:, 0] = first_frame
-            given = video[:, 0]  # a view with the strides of video[:, t]: other strides would recompile the step
+            given = in_one_layout(first_frame)
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
             step = self._compiled.get("rollout_step", self.predict)
             reference_features = self.frame_encoder(first_frame) if self.reference_frame else None
@@ -228,9 +228,10 @@ class CVAE(nn.Module):
                     poses = self.label_encoder(chunk).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = step(given, poses[(t - 1) % POSES_AT_ONCE], z, reference_features)
+                prediction = step(given, poses[(t - 1) % POSES_AT_ONCE], z, reference_features).to(video.dtype)
+                video[:, t] = prediction
                 if self.feed == "previous":
-                    given = self._matched(video[:, t], given, first_frame)
+                    given = in_one_layout(self._matched(prediction, given, first_frame))
             return video
         finally:
             self.train(was_training)
@@ -279,6 +280,15 @@ class CVAE(nn.Module):
         """encode, decode, predict and rollout_step for a batch of that size: compiled or eager."""
         eager = {"encode": self.encode, "decode": self.decode, "predict": self.predict, "rollout_step": self.predict}
         return tuple((eager | (self._compiled if batch == self.compiled_batch else {})).values())
+
+
+def in_one_layout(frames: Tensor) -> Tensor:
+    """The frames (B, 3, H, W) in the memory layout that every step of a rollout receives.
+
+    A view of a clip, a view of a video and a prediction have different strides, and a compiled step would be compiled
+    again for each, a view of a video even for each length.
+    """
+    return frames.contiguous(memory_format=torch.channels_last)
 
 
 def repeat(features: Tensor | None, steps: int) -> Tensor | None:

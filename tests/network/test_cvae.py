@@ -263,3 +263,29 @@ def test_compiled_steps_compute_the_same_and_are_compiled_once(strategy, mode):
     assert count > 0
     everything()
     assert len(graphs) == count
+
+
+@pytest.mark.parametrize("match", ["off", "previous"])
+def test_steps_are_compiled_once_whatever_the_length_of_clips_and_videos(match):
+    """Views of a clip, views of a video and predictions have different strides."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = make_model(torch.float32, match_histogram=match).to(memory_format=torch.channels_last)
+    model.two_passes = True
+    model.compile_steps(B, backend)
+    rollout, counts = [], []
+    for length in (3, 6):
+        frames, labels, noise = make_clips(torch.float32, B, length)
+        poses = torch.rand(length - 1, B, TINY["L_dim"], H, W)
+        model._rollout_inputs(frames, poses, noise.transpose(0, 1).contiguous(), None, None,
+                              model._compiled["rollout_step"])
+        rollout.append(len(graphs))
+    for length in (2, 5, POSES_AT_ONCE + 3):
+        model.generate(frames[:1, 0], labels[:1, :1].expand(-1, length, -1, -1, -1), "mean")
+        counts.append(len(graphs))
+    assert rollout == [1, 1] and counts == [2, 2, 2]
