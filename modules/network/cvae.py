@@ -10,6 +10,7 @@ from modules.network.batch_norm import CrossProcessBatchNorm2d
 from modules.network.decoder import DecoderFusion, Generator
 from modules.network.encoders import FrameEncoder, LabelEncoder
 from modules.network.posterior import GaussianPredictor, reparameterize
+from utils import is_out_of_memory, logger
 
 FEEDS = ("previous", "first")
 POSES_AT_ONCE = 32  # poses encoded per call in generate: bounds the memory of rollouts of any length
@@ -257,29 +258,58 @@ class CVAE(nn.Module):
     def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
         """Compile the functions that forward calls once a clip or once a frame, and the step of generate.
 
-        Each is compiled at its first call. forward uses them for batches of ``batch_size`` clips only: batches of
-        another size, such as the last of an epoch, run eagerly instead of triggering a recompilation. On a GPU the
-        rollout step is captured as a CUDA graph. ``backend``: of torch.compile.
+        Each is compiled at its first call; where that fails, a warning is printed and everything runs eagerly from then
+        on. forward uses them for batches of ``batch_size`` clips only: batches of another size, such as the last of an
+        epoch, run eagerly instead of triggering a recompilation. On a GPU the rollout step is captured as a CUDA graph.
+        ``backend``: of torch.compile.
         """
         for module in self.modules():
             if isinstance(module, CrossProcessBatchNorm2d):
                 module.exclude_from_compilation()
-        compiled = partial(torch.compile, backend=backend, dynamic=False)
-        is_graph = backend == "inductor" and next(self.parameters()).is_cuda
-        step = compiled(self.predict, mode="reduce-overhead" if is_graph else None)
+        # Compile the backward pass with the forward pass, not within backward(), so that a failure is caught here.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
+        is_cuda = next(self.parameters()).is_cuda
+
+        def compiled(function: Callable, is_rollout: bool = False) -> Callable:
+            options = compile_options(is_cuda, is_rollout) if backend == "inductor" else None
+            return torch.compile(function, backend=backend, dynamic=False, options=options)
+
+        step = compiled(self.predict, is_rollout=True)
 
         def rollout_step(*inputs: Tensor | None) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
             return step(*inputs).clone()  # the next replay of the CUDA graph overwrites its output
 
-        self._compiled = {"encode": compiled(self.encode), "decode": compiled(self.decode),
-                          "predict": compiled(self.predict), "rollout_step": rollout_step}
+        self._compiled = {name: partial(self._run_compiled, function, eager) for name, function, eager in (
+            ("encode", compiled(self.encode), self.encode), ("decode", compiled(self.decode), self.decode),
+            ("predict", compiled(self.predict), self.predict), ("rollout_step", rollout_step, self.predict))}
         self.compiled_batch = batch_size
+
+    def _run_compiled(self, compiled: Callable, eager: Callable, *inputs: Tensor | None) -> object:
+        if not self._compiled:  # an earlier one has failed
+            return eager(*inputs)
+        try:
+            return compiled(*inputs)
+        except Exception as error:  # a compiler may raise anything
+            if is_out_of_memory(error):
+                raise
+            self._compiled = {}
+            reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
+            logger.warning("torch.compile failed (%s: %.200s); continuing without it", type(error).__name__, reason)
+            return eager(*inputs)
 
     def _functions(self, batch: int) -> tuple[Callable, ...]:
         """encode, decode, predict and rollout_step for a batch of that size: compiled or eager."""
         eager = {"encode": self.encode, "decode": self.decode, "predict": self.predict, "rollout_step": self.predict}
         return tuple((eager | (self._compiled if batch == self.compiled_batch else {})).values())
+
+
+def compile_options(is_cuda: bool, is_rollout: bool) -> dict[str, bool]:
+    """Options of the inductor backend."""
+    if not is_cuda:
+        return {}
+    # combo_kernels: many small independent operations, such as autocast's cast of each weight, in one launch.
+    return {"combo_kernels": True} | ({"triton.cudagraphs": True} if is_rollout else {})
 
 
 def in_one_layout(frames: Tensor) -> Tensor:

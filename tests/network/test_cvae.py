@@ -7,7 +7,7 @@ import torch
 from tiny_cvae import TINY, B, H, T, W, copy_state, make_clips, make_model, slow_match, with_statistics
 from torch.utils.flop_counter import FlopCounterMode
 
-from modules.network.cvae import CVAE, POSES_AT_ONCE
+from modules.network.cvae import CVAE, POSES_AT_ONCE, compile_options
 from modules.network.layers import ConvFFN
 from modules.objective import clip_loss
 
@@ -289,3 +289,41 @@ def test_steps_are_compiled_once_whatever_the_length_of_clips_and_videos(match):
         model.generate(frames[:1, 0], labels[:1, :1].expand(-1, length, -1, -1, -1), "mean")
         counts.append(len(graphs))
     assert rollout == [1, 1] and counts == [2, 2, 2]
+
+
+def test_a_failing_compiler_leaves_an_eager_model_and_one_line(capsys):
+    model, clips = make("plain", "two passes"), make_clips()
+    before = copy_state(model)
+    expected = results(model, clips, FREE_RUNNING)
+    model.load_state_dict(before)
+
+    def backend(graph, inputs):
+        raise RuntimeError("Python.h: No such file\nin line 1")
+
+    torch._dynamo.reset()
+    model.compile_steps(B, backend)
+    torch.testing.assert_close(results(model, clips, FREE_RUNNING), expected)
+    model.generate(clips[0][:1, 0], clips[1][:1], "mean")
+    message = capsys.readouterr().err
+    assert "torch.compile failed" in message and "Python.h" in message and message.count("\n") == 1
+
+
+def test_too_little_memory_is_no_failure_of_the_compiler():
+    model, clips = make("plain", "two passes"), make_clips()
+
+    def backend(graph, inputs):
+        def run(*inputs):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run
+
+    torch._dynamo.reset()
+    model.compile_steps(B, backend)
+    with pytest.raises(RuntimeError, match="allocate"):
+        results(model, clips, FREE_RUNNING)
+
+
+def test_the_options_of_compilation_exist():
+    known = torch._inductor.list_options()
+    options = [compile_options(is_cuda, is_rollout) for is_cuda in (True, False) for is_rollout in (True, False)]
+    assert all(name in known for chosen in options for name in chosen)
+    assert [len(chosen) for chosen in options] == [2, 1, 0, 0]
