@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -352,13 +353,21 @@ COMPILE_PAYS_FROM = 1_000_000
 
 
 def compile_pays(choice: str, device: torch.device, frames: int) -> bool:
-    """Whether to use torch.compile for work on that many frames. BadInput: "on" without a compiler."""
-    needed = os.environ.get("CXX", "g++") if device.type == "cpu" else os.environ.get("CC", "gcc")
-    if choice == "on" and not shutil.which(needed):
-        raise BadInput(f"--compile on: torch.compile needs the compiler {needed}, which was not found; install it or "
-                       "leave the flag out")
-    return choice == "on" or (choice == "auto" and device.type == "cuda" and frames >= COMPILE_PAYS_FROM
-                              and shutil.which(needed) is not None)
+    """Whether to use torch.compile for work on that many frames. What it needs and does not find is reported, and with
+    "on" it is BadInput."""
+    if choice == "off" or (choice == "auto" and (device.type == "cpu" or frames < COMPILE_PAYS_FROM)):
+        return False
+    compiler = os.environ.get("CXX", "g++") if device.type == "cpu" else os.environ.get("CC", "gcc")
+    missing = [f"the compiler {compiler}"] * (shutil.which(compiler) is None)
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():  # of the launchers of compiled kernels
+        missing.append("Python.h (on Debian and Ubuntu: apt install python3-dev)")
+    if not missing:
+        return True
+    message = f"torch.compile needs {' and '.join(missing)}, not found here"
+    if choice == "on":
+        raise BadInput(f"--compile on: {message}; install it or leave the flag out")
+    logger.warning("%s: continuing without it, slower", message)
+    return False
 
 
 # Seeds

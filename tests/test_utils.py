@@ -2,7 +2,6 @@
 
     python -m pytest tests/test_utils.py
 """
-import contextlib
 import errno
 import io
 import json
@@ -183,15 +182,27 @@ def test_auto_precision_is_what_the_processor_supports(monkeypatch):
         assert [utils.pick_precision(name, CPU) for name in ("auto", "fp32", "bf16")] == [expected, "fp32", "bf16"]
 
 
-def test_compilation_is_automatic_only_for_long_work_on_a_gpu_with_a_compiler(monkeypatch):
+def test_compilation_is_automatic_only_for_long_work_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(utils.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(utils.Path, "exists", lambda path: True)
     many = utils.COMPILE_PAYS_FROM
-    for compiler in ("/bin/g++", None):
-        monkeypatch.setattr(utils.shutil, "which", lambda name, compiler=compiler: compiler)
-        pays = [utils.compile_pays(*work) for work in (("auto", GPU, many), ("auto", GPU, many - 1),
-                                                       ("auto", CPU, many), ("off", GPU, many))]
-        assert pays == [compiler is not None, False, False, False]
-        with contextlib.nullcontext() if compiler else pytest.raises(BadInput, match="--compile on"):
-            assert utils.compile_pays("on", CPU, 1)
+    pays = [utils.compile_pays(*work) for work in (("auto", GPU, many), ("auto", GPU, many - 1), ("auto", CPU, many),
+                                                   ("off", GPU, many), ("on", CPU, 1))]
+    assert pays == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("compiler, has_header, words", [
+    (None, True, "needs the compiler gcc"), ("/bin/gcc", False, "needs Python.h .*python3-dev"),
+    (None, False, "needs the compiler gcc and Python.h")])
+def test_without_what_compilation_needs_a_run_continues_and_says_so(compiler, has_header, words, monkeypatch, capsys):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(utils.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(utils.Path, "exists", lambda path: path.name == "Python.h" and has_header)
+    assert not utils.compile_pays("auto", GPU, utils.COMPILE_PAYS_FROM)
+    assert re.search(words, capsys.readouterr().err)
+    with pytest.raises(BadInput, match=f"--compile on: .*{words}"):
+        utils.compile_pays("on", GPU, 1)
+    assert not utils.compile_pays("auto", CPU, utils.COMPILE_PAYS_FROM) and capsys.readouterr().err == ""
 
 
 def test_generators_are_reproducible_and_differ_by_purpose_and_seed():

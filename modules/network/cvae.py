@@ -10,6 +10,7 @@ from modules.network.batch_norm import CrossProcessBatchNorm2d
 from modules.network.decoder import DecoderFusion, Generator
 from modules.network.encoders import FrameEncoder, LabelEncoder
 from modules.network.posterior import GaussianPredictor, reparameterize
+from utils import is_out_of_memory, logger
 
 FEEDS = ("previous", "first")
 POSES_AT_ONCE = 32  # poses encoded per call in generate: bounds the memory of rollouts of any length
@@ -153,11 +154,11 @@ class CVAE(nn.Module):
         # Views taken under no_grad would require a gradient without having a grad_fn, which breaks autograd's tools.
         poses, z = poses.detach(), z.detach()
         reference_features = None if reference_features is None else reference_features.detach()
-        inputs = [frames[:, 0]]
+        inputs = [in_one_layout(frames[:, 0])]
         for t in range(1, len(poses)):
             prediction = step(inputs[-1], poses[t - 1], z[t - 1], reference_features).to(frames.dtype)
             prediction = self._matched(prediction, inputs[-1], frames[:, 0])
-            inputs.append(blend(frames[:, t], prediction, weight))
+            inputs.append(in_one_layout(blend(frames[:, t], prediction, weight)))
         return torch.cat(inputs)
 
     def _sequential(self, frames: Tensor, features: Tensor, poses: Tensor, z: Tensor, weight: Tensor | None,
@@ -166,12 +167,12 @@ class CVAE(nn.Module):
         (T-1, B, ...)."""
         # unbind instead of indexing: the backward of features[t] would allocate zeros for all T frames, for each t.
         features, poses, z = features.unbind(), poses.unbind(), z.unbind()
-        given = frames[:, 0]
+        given = in_one_layout(frames[:, 0])
         predictions = [self.decode(features[0], poses[0], z[0], reference_features)]
         for t in range(1, len(poses)):
             fed_back = predictions[-1] if self.bptt else predictions[-1].detach()
             fed_back = self._matched(fed_back, given, frames[:, 0])
-            given = blend(frames[:, t], fed_back, weight)
+            given = in_one_layout(blend(frames[:, t], fed_back, weight))
             if weight is not None and weight.dtype == torch.bool:
                 # The real frames' features are known, and their gradient is computed in one call for all frames.
                 encoded = torch.where(weight, features[t], self.frame_encoder(fed_back))
@@ -217,7 +218,7 @@ class CVAE(nn.Module):
         try:
             video = first_frame.new_empty(*labels.shape[:2], *first_frame.shape[1:])
             video[:, 0] = first_frame
-            given = video[:, 0]  # a view with the strides of video[:, t]: other strides would recompile the step
+            given = in_one_layout(first_frame)
             z = first_frame.new_zeros(len(first_frame), self.N_dim, *first_frame.shape[2:])
             step = self._compiled.get("rollout_step", self.predict)
             reference_features = self.frame_encoder(first_frame) if self.reference_frame else None
@@ -228,9 +229,10 @@ class CVAE(nn.Module):
                     poses = self.label_encoder(chunk).split(len(first_frame))
                 if latent == "prior":
                     z = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                video[:, t] = step(given, poses[(t - 1) % POSES_AT_ONCE], z, reference_features)
+                prediction = step(given, poses[(t - 1) % POSES_AT_ONCE], z, reference_features).to(video.dtype)
+                video[:, t] = prediction
                 if self.feed == "previous":
-                    given = self._matched(video[:, t], given, first_frame)
+                    given = in_one_layout(self._matched(prediction, given, first_frame))
             return video
         finally:
             self.train(was_training)
@@ -256,29 +258,67 @@ class CVAE(nn.Module):
     def compile_steps(self, batch_size: int | None = None, backend: str = "inductor") -> None:
         """Compile the functions that forward calls once a clip or once a frame, and the step of generate.
 
-        Each is compiled at its first call. forward uses them for batches of ``batch_size`` clips only: batches of
-        another size, such as the last of an epoch, run eagerly instead of triggering a recompilation. On a GPU the
-        rollout step is captured as a CUDA graph. ``backend``: of torch.compile.
+        Each is compiled at its first call; where that fails, a warning is printed and everything runs eagerly from then
+        on. forward uses them for batches of ``batch_size`` clips only: batches of another size, such as the last of an
+        epoch, run eagerly instead of triggering a recompilation. On a GPU the rollout step is captured as a CUDA graph.
+        ``backend``: of torch.compile.
         """
         for module in self.modules():
             if isinstance(module, CrossProcessBatchNorm2d):
                 module.exclude_from_compilation()
-        compiled = partial(torch.compile, backend=backend, dynamic=False)
-        is_graph = backend == "inductor" and next(self.parameters()).is_cuda
-        step = compiled(self.predict, mode="reduce-overhead" if is_graph else None)
+        # Compile the backward pass with the forward pass, not within backward(), so that a failure is caught here.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
+        is_cuda = next(self.parameters()).is_cuda
+
+        def compiled(function: Callable, is_rollout: bool = False) -> Callable:
+            options = compile_options(is_cuda, is_rollout) if backend == "inductor" else None
+            return torch.compile(function, backend=backend, dynamic=False, options=options)
+
+        step = compiled(self.predict, is_rollout=True)
 
         def rollout_step(*inputs: Tensor | None) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
             return step(*inputs).clone()  # the next replay of the CUDA graph overwrites its output
 
-        self._compiled = {"encode": compiled(self.encode), "decode": compiled(self.decode),
-                          "predict": compiled(self.predict), "rollout_step": rollout_step}
+        self._compiled = {name: partial(self._run_compiled, function, eager) for name, function, eager in (
+            ("encode", compiled(self.encode), self.encode), ("decode", compiled(self.decode), self.decode),
+            ("predict", compiled(self.predict), self.predict), ("rollout_step", rollout_step, self.predict))}
         self.compiled_batch = batch_size
+
+    def _run_compiled(self, compiled: Callable, eager: Callable, *inputs: Tensor | None) -> object:
+        if not self._compiled:  # an earlier one has failed
+            return eager(*inputs)
+        try:
+            return compiled(*inputs)
+        except Exception as error:  # a compiler may raise anything
+            if is_out_of_memory(error):
+                raise
+            self._compiled = {}
+            reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
+            logger.warning("torch.compile failed (%s: %.200s); continuing without it", type(error).__name__, reason)
+            return eager(*inputs)
 
     def _functions(self, batch: int) -> tuple[Callable, ...]:
         """encode, decode, predict and rollout_step for a batch of that size: compiled or eager."""
         eager = {"encode": self.encode, "decode": self.decode, "predict": self.predict, "rollout_step": self.predict}
         return tuple((eager | (self._compiled if batch == self.compiled_batch else {})).values())
+
+
+def compile_options(is_cuda: bool, is_rollout: bool) -> dict[str, bool]:
+    """Options of the inductor backend."""
+    if not is_cuda:
+        return {}
+    # combo_kernels: many small independent operations, such as autocast's cast of each weight, in one launch.
+    return {"combo_kernels": True} | ({"triton.cudagraphs": True} if is_rollout else {})
+
+
+def in_one_layout(frames: Tensor) -> Tensor:
+    """The frames (B, 3, H, W) in the memory layout that every step of a rollout receives.
+
+    A view of a clip, a view of a video and a prediction have different strides, and a compiled step would be compiled
+    again for each, a view of a video even for each length.
+    """
+    return frames.contiguous(memory_format=torch.channels_last)
 
 
 def repeat(features: Tensor | None, steps: int) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from tiny_cvae import TINY, B, H, T, W, copy_state, make_clips, make_model, slow_match, with_statistics
 from torch.utils.flop_counter import FlopCounterMode
 
-from modules.network.cvae import CVAE, POSES_AT_ONCE
+from modules.network.cvae import CVAE, POSES_AT_ONCE, compile_options
 from modules.network.layers import ConvFFN
 from modules.objective import clip_loss
 
@@ -263,3 +263,67 @@ def test_compiled_steps_compute_the_same_and_are_compiled_once(strategy, mode):
     assert count > 0
     everything()
     assert len(graphs) == count
+
+
+@pytest.mark.parametrize("match", ["off", "previous"])
+def test_steps_are_compiled_once_whatever_the_length_of_clips_and_videos(match):
+    """Views of a clip, views of a video and predictions have different strides."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = make_model(torch.float32, match_histogram=match).to(memory_format=torch.channels_last)
+    model.two_passes = True
+    model.compile_steps(B, backend)
+    rollout, counts = [], []
+    for length in (3, 6):
+        frames, labels, noise = make_clips(torch.float32, B, length)
+        poses = torch.rand(length - 1, B, TINY["L_dim"], H, W)
+        model._rollout_inputs(frames, poses, noise.transpose(0, 1).contiguous(), None, None,
+                              model._compiled["rollout_step"])
+        rollout.append(len(graphs))
+    for length in (2, 5, POSES_AT_ONCE + 3):
+        model.generate(frames[:1, 0], labels[:1, :1].expand(-1, length, -1, -1, -1), "mean")
+        counts.append(len(graphs))
+    assert rollout == [1, 1] and counts == [2, 2, 2]
+
+
+def test_a_failing_compiler_leaves_an_eager_model_and_one_line(capsys):
+    model, clips = make("plain", "two passes"), make_clips()
+    before = copy_state(model)
+    expected = results(model, clips, FREE_RUNNING)
+    model.load_state_dict(before)
+
+    def backend(graph, inputs):
+        raise RuntimeError("Python.h: No such file\nin line 1")
+
+    torch._dynamo.reset()
+    model.compile_steps(B, backend)
+    torch.testing.assert_close(results(model, clips, FREE_RUNNING), expected)
+    model.generate(clips[0][:1, 0], clips[1][:1], "mean")
+    message = capsys.readouterr().err
+    assert "torch.compile failed" in message and "Python.h" in message and message.count("\n") == 1
+
+
+def test_too_little_memory_is_no_failure_of_the_compiler():
+    model, clips = make("plain", "two passes"), make_clips()
+
+    def backend(graph, inputs):
+        def run(*inputs):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run
+
+    torch._dynamo.reset()
+    model.compile_steps(B, backend)
+    with pytest.raises(RuntimeError, match="allocate"):
+        results(model, clips, FREE_RUNNING)
+
+
+def test_the_options_of_compilation_exist():
+    known = torch._inductor.list_options()
+    options = [compile_options(is_cuda, is_rollout) for is_cuda in (True, False) for is_rollout in (True, False)]
+    assert all(name in known for chosen in options for name in chosen)
+    assert [len(chosen) for chosen in options] == [2, 1, 0, 0]
