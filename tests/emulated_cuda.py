@@ -26,6 +26,8 @@ READS = {"_local_scalar_dense", "nonzero", "equal", "allclose", "masked_select",
 FROM_HOST = {"tensor", "as_tensor", "asarray", "new_tensor"}
 # Functions that refuse a scalar on the CPU; the others take it as a number.
 ON_ONE_DEVICE = {"cat", "stack", "concat", "concatenate", "hstack", "vstack", "searchsorted", "bucketize"}
+# Methods that take tensors of both devices and whose result is on the device of the first.
+LIKE_THE_FIRST = {"expand_as", "view_as", "reshape_as", "copy_", "__getitem__"}
 _is_waiting_forbidden = False
 
 
@@ -155,6 +157,7 @@ def _call(function: Callable, args: tuple, kwargs: dict) -> object:
     is_on_cuda = any(isinstance(tensor, CudaTensor) for tensor in tensors)
     if is_on_cuda:
         _check_devices(name, args, kwargs, tensors)
+        is_on_cuda = name not in LIKE_THE_FIRST or isinstance(args[0], CudaTensor)
     if kwargs.get("device") is not None:
         is_on_cuda = torch.device(kwargs["device"]).type == "cuda"
         kwargs = kwargs | ({"device": CPU} if is_on_cuda else {})
@@ -215,7 +218,7 @@ def _check_devices(name: str, args: tuple, kwargs: dict, tensors: list[Tensor]) 
     elif name == "copy_":
         if on_cpu and (isinstance(args[1], CudaTensor) or not (kwargs.get("non_blocking") or any(args[2:]))):
             _wait("a copy between host and device")
-    elif on_cpu and name != "_has_compatible_shallow_copy_type":
+    elif on_cpu and name not in LIKE_THE_FIRST | {"_has_compatible_shallow_copy_type"}:
         is_in_place = name.startswith("__i") or name.endswith("_") and not name.endswith("__")
         if (any(tensor.dim() for tensor in on_cpu) or name in ON_ONE_DEVICE or name.startswith(("_foreach", "_fused"))
                 or is_in_place and any(tensor is args[0] for tensor in on_cpu)):

@@ -69,6 +69,13 @@ def test_assignments_that_run_on_the_device_are_allowed(x):
     assert x.tolist() == [[7, 7, 7], [3, 7, 7]]
 
 
+def test_the_first_tensor_decides_where_it_does_on_a_gpu(x):
+    for found in (X[0].expand_as(x), X.view(3, 2).reshape_as(x), torch.ones(2, 3).copy_(x), X[x[0, 1].long()]):
+        assert type(found) is torch.Tensor
+    for found in (x[0].expand_as(X), x.view(3, 2).view_as(X), x.clone().copy_(X), x[INDEX]):
+        assert type(found) is CudaTensor
+
+
 def test_a_copy_shares_no_memory_and_gradients_flow_on_the_device(x):
     other = x.cpu()
     x.requires_grad_()
