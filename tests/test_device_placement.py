@@ -3,6 +3,7 @@ does a training step that makes the host wait for the device.
 
     python -m pytest tests/test_device_placement.py
 """
+import json
 from itertools import islice
 
 import pytest
@@ -132,8 +133,11 @@ def test_generation_on_cuda_is_that_on_a_cpu(run, data, tmp_path, no_figures, cu
                                    "--any_size", "--no-cache", "--truth", data / "truth", "--restart_every", 2,
                                    "--match_histogram", "--device", device))))
     assert devices == ["cpu"] * 2 + ["cuda"] * 2
-    found = contents(tmp_path / "cuda")
-    assert found == contents(tmp_path / "cpu") and {"submission.csv", "summary.json"} <= set(found)
+    found, expected = (contents(tmp_path / device) for device in ("cuda", "cpu"))
+    scores, expected_scores = (json.loads(files.pop("summary.json")) for files in (found, expected))
+    assert found == expected and "submission.csv" in found
+    for part in ("mean", "sequences"):
+        assert scores[part] == expected_scores[part]
 
 
 def test_a_checkpoint_is_validated_on_cuda(run, data, tmp_path, no_figures, cuda, capsys):
