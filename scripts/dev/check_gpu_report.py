@@ -70,8 +70,10 @@ class Report:
 
     def data_flags(self) -> list[str]:
         """Dataset and device, as flags of Trainer.py."""
+        # On a CPU, --precision auto decides by timing: two runs that must be equal may differ.
+        precision = ["--precision", "fp32"] if self.device.type == "cpu" else []
         return ["--DR", str(self.dataset()), "--val_vi_len", str(self.val_frames), "--device", self.device.type,
-                "--num_workers", "1", "--no-cache"]
+                *precision, "--num_workers", "1", "--no-cache"]
 
     def training_flags(self) -> list[str]:
         """A short training, as flags of Trainer.py: a small network that continues its own rollouts."""
