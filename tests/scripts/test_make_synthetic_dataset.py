@@ -23,7 +23,7 @@ def make(folder, *flags):
 
 def contents(folder):
     """Bytes of every file below a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") 
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
             if path.is_file() and path.name != synthetic.MARKER}
 
 
