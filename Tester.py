@@ -52,8 +52,8 @@ MEMORY_ADVICE = "use --device cpu, fewer test sequences at a time, or a smaller 
 def main(argv: list[str] | None = None) -> None:
     args = parse_command_line(argv)
     check_flags(args)
-    with replace_results(Path(args.save_root), args.overwrite) as folder:
-        write_results(args, folder)
+    with replace_results(Path(args.save_root), args.overwrite) as (folder, old):
+        write_results(args, folder, old)
     print(f"results are in {args.save_root}")
 
 
@@ -67,8 +67,9 @@ def check_flags(args: argparse.Namespace) -> None:
                        "--split val")
 
 
-def write_results(args: argparse.Namespace, folder: Path) -> None:
-    """Generate, score and write everything that the flags name to ``folder``."""
+def write_results(args: argparse.Namespace, folder: Path, old: set[str]) -> None:
+    """Generate, score and write everything that the flags name to ``folder``. ``old``: results to be replaced, to which
+    those of the same sequences are added."""
     device, path = pick_device(args.device, args.threads), Path(args.ckpt_path)
     with as_bad_input(f"--ckpt_path {path}"):
         state, digest = read_with_digest(path)
@@ -79,7 +80,7 @@ def write_results(args: argparse.Namespace, folder: Path) -> None:
         raise BadInput(f"--restart_every {args.restart_every}: this checkpoint feeds nothing back (--feed first) and "
                        "cannot drift; leave the flag out")
     sequences, truths = read_data(args, state["frame_size"])
-    check_results(Path(args.save_root), args.overwrite, [sequence.name for sequence in sequences])
+    old |= check_results(Path(args.save_root), args.overwrite, [sequence.name for sequence in sequences])
     if args.split == "test":
         check_submission(sequences, args.any_size)
     args.precision = pick_precision(args.precision, device)
@@ -114,7 +115,7 @@ def announce(path: Path, state: dict) -> None:
     note = f"; {state['template_note']}" if "template_note" in state else ""
     print(f"{path}: checkpoint {describe_epochs(state)}, frames of {' x '.join(map(str, state['frame_size']))}{note}")
     if better := find_best(path, state):
-        print(f"this is not the best checkpoint of its run; that is {better[0]}, {describe_epochs(better[1])}")
+        print(f"its folder holds another best checkpoint: {better[0]}, {describe_epochs(better[1])}")
 
 
 def read_data(args: argparse.Namespace, frame_size: list[int]) -> tuple[list[GivenSequence], list[Tensor] | None]:
@@ -226,8 +227,8 @@ def write_scores(folder: Path, sequences: list[GivenSequence], videos: list[Tens
         for name, table in tables.items()}
     curves.plot_psnr(rollouts, folder / "psnr.png", "PSNR per frame, free-running")
     mean = scores.mean_summary(list(summaries.values()))
-    print(f"mean of {len(summaries)} sequence(s): {scores.describe(mean, restart_every)}; gain on repeating the first "
-          f"frame {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB")
+    print(f"mean of {len(summaries)} sequence(s): {scores.describe(mean, restart_every)}; gain over repeating the "
+          f"first frame {mean['psnr'] - mean['psnr_repeat_first']:+.2f} dB")
     return {"mean": mean, "sequences": summaries}
 
 

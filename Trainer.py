@@ -14,7 +14,6 @@ import math
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -99,7 +98,7 @@ class Trainer:
         self.generators = make_generators(args.seed, device)
         self.state = TrainingState(self.model, self.optimizer, self.generators, args.ema,
                                    Replay.empty(data.frames, data.checksum) if args.replay else None,
-                                   zlib.crc32(args.val_latent.encode(), data.val.checksum()))
+                                   data.val.checksum(args.val_latent, args.seed, args.match_histogram), data.checksum)
         self.validation: tuple[int, Evaluation] | None = None  # the latest, with its epoch
         self.signals = StopSignals()
         self.saved_at = time.monotonic()
@@ -284,7 +283,7 @@ class Trainer:
 
     def _report(self, row: dict, evaluation: Evaluation | None) -> None:
         try:
-            print(describe_epoch(row, self.args.num_epoch, evaluation), flush=True)
+            print(describe_epoch(row, self.args.num_epoch, self.args.train_vi_len - 1, evaluation), flush=True)
         except OSError:  # a closed terminal, which also sends a signal
             if self.distributed.is_single:  # otherwise the other ranks are elsewhere
                 self.stop_if_requested()
@@ -306,7 +305,7 @@ class Trainer:
         that: the other ranks, which have no part in it, cannot be asked."""
         if (path := find_undrawn(self.folder, self.args.store_visualization)) is None:
             return
-        print(f"drawing the missing figures of {path.name}", flush=True)
+        print(f"drawing the missing or outdated figures of {path.name}", flush=True)
         try:
             saved = checkpoint.read(path)
             self.validation = saved["epoch"] - 1, evaluate_checkpoint(saved, self.args, self.data.val, self.device)
@@ -413,7 +412,7 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
     if plan.start is not Start.RESUME or not (plan.folder / "best.ckpt").exists():
         state.best_psnr = -math.inf  # that of a run in another folder: this one needs a best.ckpt of its own
     trainer.save(plan.folder / "last.ckpt", with_replay=True)  # from now on there is something to resume
-    plan.delete_replaced()
+    plan.delete_replaced(state.epoch)
     write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
     parameters = sum(map(torch.numel, trainer.model.parameters()))
     print(f"{len(data.loader.starts)} clips, {parameters:,} parameters, {trainer.distributed.world_size} x "
@@ -425,7 +424,7 @@ def test(given: GivenFlags) -> None:
     """--test: evaluate a checkpoint on the validation sequence, print its scores and draw its figures."""
     path = given.all.get("ckpt_path")
     if not path or given.all.get("finetune"):
-        raise BadInput("--test evaluates a checkpoint; name it with --ckpt_path, without --finetune")
+        raise BadInput("--test evaluates a checkpoint; name it with --ckpt_path, and leave out --finetune")
     args, state = read_settings(given, Path(path))
     check_writable(Path(args.save_root))
     device = pick_device(args.device, args.threads)
@@ -440,7 +439,7 @@ def test(given: GivenFlags) -> None:
 
 
 def evaluate_checkpoint(state: dict, args: argparse.Namespace, val: Recording, device: torch.device) -> Evaluation:
-    """What validating had printed when a checkpoint was saved. ValueError: the rollout diverged."""
+    """The validation score of a checkpoint. ValueError: the rollout diverged."""
     model = checkpoint.load_model(state, device, args.match_histogram)
     return evaluate(model, val.frames, val.labels, args.val_latent, args.seed, pick_precision(args.precision, device),
                     partial(progress_bar, desc="validation", unit="frame"))

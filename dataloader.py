@@ -49,9 +49,9 @@ class Recording:
         """The recording with frames and labels on ``device``; the numbers stay on the CPU."""
         return Recording(self.frames.to(device), self.labels.to(device), self.numbers)
 
-    def checksum(self) -> int:
-        """CRC-32 of shape, frames, labels and numbers: equal for equal datasets."""
-        crc = zlib.crc32(repr(tuple(self.frames.shape)).encode())
+    def checksum(self, *settings: object) -> int:
+        """CRC-32 of shape, frames, labels, numbers and any settings: equal for equal datasets and settings."""
+        crc = zlib.crc32(repr((*self.frames.shape, *settings)).encode())
         for part in (self.frames, self.labels, self.numbers):
             crc = zlib.crc32(part.cpu().contiguous().numpy(), crc)
         return crc
@@ -101,7 +101,8 @@ def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
 
 def _check_folder(folder: Path, flag: str = "--DR") -> None:
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; point {flag} at a dataset in the layout that the README shows")
+        layout = "a dataset in the layout that the README shows" if flag == "--DR" else "a folder that holds it"
+        raise BadInput(f"{folder}: no such folder; point {flag} at {layout}")
 
 
 def _check_level(root: Path) -> None:

@@ -40,6 +40,7 @@ except ModuleNotFoundError as error:
 
 CHUNK = 60  # frames that a worker draws per task
 SHORTEST_SHOT = 16  # frames between two cuts
+MARKER = ".synthetic"  # a file that marks the folders whose contents --overwrite may replace
 SPLITS = ("train", "val", "test", "truth")
 
 
@@ -127,7 +128,7 @@ def publish(made: Path, destination: Path, backup: Path) -> None:
         return
     undo = []
     try:
-        for split in SPLITS:
+        for split in (*SPLITS, MARKER):
             for source, target in ((destination / split, backup / split), (made / split, destination / split)):
                 if source.exists():
                     undo.append((target, source))
@@ -174,9 +175,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.destination = folder = args.destination.resolve()
     if folder.exists() and not folder.is_dir():
         parser.error(f"{folder} is a file; choose a new folder as DESTINATION")
-    if folder.exists() and any(folder.iterdir()) and not args.overwrite:
-        parser.error(f"{folder} is not empty; choose a new folder, or replace its train, val, test and truth folders "
-                     "with --overwrite")
+    is_own = (folder / MARKER).is_file()
+    if folder.exists() and any(folder.iterdir()) and not (args.overwrite and is_own):
+        way_out = ", or replace its train, val, test and truth folders with --overwrite" if is_own else ""
+        parser.error(f"{folder} is not empty; choose a new folder{way_out}")
     if folder.exists() and not os.access(folder, os.W_OK):
         parser.error(f"{folder} is write-protected; choose another DESTINATION")
     return args
@@ -193,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in ("made", "backup"):
             (workspace / part).mkdir()
         write_dataset(workspace / "made", args)
+        (workspace / "made" / MARKER).write_text("drawn by make_synthetic_dataset.py\n")
         scores = [repeat_first_psnr(workspace / f"made/truth/{i}") for i in range(args.test_sequences)]
         publish(workspace / "made", folder, workspace / "backup")
     except OSError as error:

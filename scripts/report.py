@@ -273,6 +273,8 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"--output {args.output} is a folder; give a file name")
     if args.output.exists() and args.output.suffix.lower() not in (".html", ".htm"):
         raise BadInput(f"--output {args.output} exists and is not an .html file; choose another name")
+    if args.text and args.output.resolve() == args.text.resolve():
+        raise BadInput(f"--output {args.output} is the file of --text; choose another name")
     check_writable(args.output.parent, "--output in")
     runs = read_runs(args.runs, args.names)
     text = read_text(args.text) if args.text else Text()

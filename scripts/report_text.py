@@ -80,12 +80,9 @@ def render(content: str, folder: Path, shown: str = "--text") -> Text:
 
     Raises
     ------
-    BadInput : a picture cannot be embedded, or markdown-it-py is missing.
+    BadInput : a picture cannot be embedded.
     """
-    try:
-        from markdown_it import MarkdownIt  # only --text needs it
-    except ImportError as error:
-        raise BadInput("--text needs markdown-it-py; install it with: python -m pip install markdown-it-py") from error
+    from markdown_it import MarkdownIt  # only --text needs it
     markdown = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable(["table", "strikethrough"])
     markdown.inline.ruler.before("escape", "math", _read_math)
     markdown.block.ruler.before("fence", "math", _read_math_block, {"alt": ["paragraph", "blockquote", "list"]})

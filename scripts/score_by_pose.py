@@ -26,6 +26,7 @@ from dataloader import read_test_sequences, read_validation  # noqa: E402
 from modules.config.parser import FlagParser, number  # noqa: E402
 from modules.data.frame_cache import FrameCache  # noqa: E402
 from modules.evaluation.metrics import MIN_SLOPE_FRAMES, SCORED_FRAMES, slope  # noqa: E402
+from run_reader import read_bytes  # noqa: E402
 from utils import BadInput, run_main  # noqa: E402
 
 GROUPS = ("all", "whole", "close", "leaving")
@@ -64,11 +65,10 @@ def read_result(folder: Path) -> tuple[str, dict[str, Tensor]]:
     BadInput : it is not a result of Tester.py with scores.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(read_bytes(folder / "summary.json"))
         split, scores = summary["split"], {}
         for name in summary["sequences"]:
-            with open(folder / f"seq{name}.csv", newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(read_bytes(folder / f"seq{name}.csv").decode().splitlines()))
             scores[name] = torch.tensor([[float(row[column]) for row in rows]
                                                   for column in ("psnr", "brightness_error")], dtype=torch.float64)
         if split not in ("test", "val") or not scores or (split == "val" and set(scores) != {"val"}):

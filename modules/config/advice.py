@@ -27,7 +27,7 @@ def advise_on_length(args: argparse.Namespace, batches: int, fast_batches: int) 
         return ""
     epochs = next(epochs for epochs in range(args.num_epoch, ENOUGH_UPDATES + 1) if updates(epochs) >= ENOUGH_UPDATES)
     return (f"note: the whole run makes {updates(args.num_epoch)} updates, too few for a good model; --num_epoch "
-            f"{epochs} makes {updates(epochs)}")
+            f"{epochs} makes {updates(epochs)}, as many as the smallest results in the README")
 
 
 def advise_on_rate(args: argparse.Namespace, learning_rate: LearningRate, epoch: int) -> str:

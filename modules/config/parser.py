@@ -69,9 +69,12 @@ class FlagParser(argparse.ArgumentParser):
         try:
             return super().parse_known_args(*args, **kwargs)
         except (ValueError, RecursionError) as error:  # an unclosed quotation, not text, or a file that names itself
-            self.error(f"the flags cannot be read from the @file ({error})")
+            reason = "it includes itself" if isinstance(error, RecursionError) else error
+            self.error(f"the flags cannot be read from the @file ({reason})")
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("[Errno"):
+            message = f"the @file cannot be read ({message.partition('] ')[2]})"
         raise BadInput(f"{message}; see --help")
 
 

@@ -3,12 +3,11 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modules.training.output_folder import LOCK, lock_folder
-from utils import BadInput, check_writable
+from utils import TEMPORARY_NAME, BadInput, check_writable
 
 SUMMARY = "summary.json"
 RESULTS = ("submission.csv", SUMMARY, "psnr.png")
@@ -49,8 +48,10 @@ def check_results(folder: Path, overwrite: bool, sequences: Iterable[str] = ()) 
 
 
 @contextlib.contextmanager
-def replace_results(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Lock the folder, and collect the results of a block in a subfolder of it, whose path this yields.
+def replace_results(folder: Path, overwrite: bool) -> Iterator[tuple[Path, set[str]]]:
+    """Lock the folder, and collect the results of a block in a subfolder of it.
+
+    Yields its path and the names of the old results, to which the block adds others that it recognises.
 
     At the end of the block they replace the old results file by file, summary.json last; then the old ones that have no
     successor are deleted. If the block raises, nothing has changed. What a killed process left is deleted.
@@ -71,7 +72,7 @@ def replace_results(folder: Path, overwrite: bool) -> Iterator[Path]:
                 old = check_results(folder, overwrite)  # another process may have changed the folder meanwhile
                 _delete(staging)
                 staging.mkdir()
-                yield staging
+                yield staging, old
                 new = sorted(staging.iterdir(), key=lambda path: path.name == SUMMARY)
                 for path in new:
                     os.replace(path, folder / path.name)
@@ -94,4 +95,8 @@ def replace_results(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _delete(staging: Path) -> None:
     if staging.is_symlink():
         staging.unlink()
-    shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in staging.iterdir():
+            if RESULT_NAME.fullmatch(path.name) or TEMPORARY_NAME.fullmatch(path.name):
+                path.unlink()
+        staging.rmdir()  # unless the user has put something there

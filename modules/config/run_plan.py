@@ -12,7 +12,7 @@ from modules.config.build import choose_arithmetic
 from modules.config.summary import announce
 from modules.config.trainer_flags import GivenFlags, read_settings
 from modules.training.output_folder import lock_folder
-from modules.training.run_folder import MARKER, RUN_FILES, find_run, find_undrawn, is_marked, mark
+from modules.training.run_folder import MARKER, RUN_FILES, find_later, find_run, find_undrawn, is_marked, mark
 from utils import BadInput, check_writable, logger, pick_device
 
 
@@ -37,9 +37,12 @@ class RunPlan:
         """Whether the folder holds a run that is continued or replaced, which another process may be writing to."""
         return self.start is Start.RESUME or bool(self.replaced)
 
-    def delete_replaced(self) -> None:
-        """Delete the files of the old run, once last.ckpt is the new run's: a full disk before that costs nothing."""
-        for path in self.replaced:
+    def delete_replaced(self, epoch: int) -> None:
+        """Delete the files of the old run, once last.ckpt is the new run's: a full disk before that costs nothing.
+
+        A run that was killed between the two deletes them when it is resumed: files of epochs from ``epoch`` on.
+        """
+        for path in find_later(self.folder, epoch) if self.start is Start.RESUME else self.replaced:
             if path != self.folder / "last.ckpt":
                 path.unlink(missing_ok=True)
 
@@ -71,9 +74,8 @@ def plan_run(flags: dict) -> RunPlan:
         return RunPlan(Start.RESUME, folder, last)
     if run and not is_marked(folder):
         resumable = "; --resume continues a run that was copied without it" if last.is_file() else ""
-        raise BadInput(f"--save_root {folder}: {run[0].relative_to(folder)} is in the way; it may be somebody else's, "
-                       f"as the folder lacks the {MARKER} that marks the folder of a run; move that file away or use "
-                       f"another folder{resumable}")
+        raise BadInput(f"--save_root {folder} contains {run[0].relative_to(folder)} but no {MARKER}, so it may not be "
+                       f"a run of Trainer.py; move that file or use another folder{resumable}")
     if run and resume:
         raise BadInput(f"--save_root {folder} holds files of a run, but no last.ckpt to resume; replace them with "
                        "--overwrite, or use another folder and a checkpoint given with --ckpt_path")

@@ -31,7 +31,7 @@ def announce_start(args: argparse.Namespace, state: TrainingState, saved: dict |
     """
     lines = [advise_on_length(args, len(loader), len(fast_loader or ()))]
     if saved is not None:
-        lines.insert(0, describe_continuation(args, saved["flags"] | saved["network"], state))
+        lines.insert(0, describe_continuation(args, saved, state))
         if args.num_epoch > saved["flags"].get("num_epoch", args.num_epoch):
             lines.append(advise_on_rate(args, learning_rate, state.epoch))
     print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "", flush=True)
@@ -88,11 +88,13 @@ def _differences(args: argparse.Namespace) -> list[str]:
 
 
 def describe_continuation(args: argparse.Namespace, saved: dict, state: TrainingState) -> str:
-    """Where a run continues, and the flags of the run that this call changes. ``saved``: its checkpoint's flags."""
+    """Where a run continues, and what of the run this call changes. ``saved``: its checkpoint."""
+    flags = saved["flags"] | saved["network"]
     progress = state.progress
     within = "" if progress is None else f" after {progress.clips} of {len(progress.order)} clips"
-    changes = [f"{flag} {format_value(saved[flag])} -> {format_value(value)}" for flag, value in vars(args).items()
-               if flag not in CALL_FLAGS and flag in saved and saved[flag] != value]
+    changes = [f"{flag} {format_value(flags[flag])} -> {format_value(value)}" for flag, value in vars(args).items()
+               if flag not in CALL_FLAGS and flag in flags and flags[flag] != value]
+    changes += ["the training frames"] * (saved["recording"] not in (None, state.recording))
     return f"continuing from epoch {state.epoch}{within}" + (f"; changed: {', '.join(changes)}" if changes else "")
 
 

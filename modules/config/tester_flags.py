@@ -71,7 +71,7 @@ def make_parser() -> FlagParser:
     group.add_argument("--truth", help="folder with the test sequences' real frames K/N.png, for scores only")
     group.add_argument("--restart_every", type=number(int, 0, 10**6), default=0,
                        help="with real frames: also generate from the real frame every so many frames, and compare; "
-                            "tells drift from a sequence that becomes harder; never submitted (0: off)")
+                            "distinguishes drift from a sequence that becomes harder; never submitted (0: off)")
     add_latent_flag(group)
     group.add_argument("--seed", type=number(int, 0, 2**28), help="seed of z; None: that of the training")
     add_histogram_flag(group, None)

@@ -85,7 +85,7 @@ def describe(summary: dict[str, float], restart_every: int = 0) -> str:
                  f"{summary['psnr_slope']:+.2f} dB per 600 frames")
     if "drift" in summary:
         text += (f"; restarted every {restart_every} frames: {summary['course_psnr_restarted']:.2f} dB, difference "
-                 f"{summary['drift']:+.2f} dB")
+                 f"{summary['drift']:+.2f} dB (from frame {restart_every + 1} on)")
     if "drift_slope" in summary:
         text += f", its slope {summary['drift_slope']:+.2f}"
     return text

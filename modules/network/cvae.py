@@ -242,6 +242,8 @@ class CVAE(nn.Module):
         weight = next(self.parameters())
         for name, value, dimensions in (("first_frame", first_frame, "(B, 3, H, W)"),
                                         ("labels", labels, "(B, T, 3, H, W)")):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
             if value.dim() != dimensions.count(",") + 1 or value.shape[-3] != 3:
                 raise ValueError(f"{name} must have shape {dimensions}, got {tuple(value.shape)}")
             if value.dtype != weight.dtype or value.device != weight.device:
@@ -250,6 +252,8 @@ class CVAE(nn.Module):
         if labels.shape[:1] + labels.shape[2:] != first_frame.shape or not labels.shape[1]:
             raise ValueError(f"labels must have shape (B, T, 3, H, W) with T at least 1 and first_frame's B, H and W, "
                              f"got {tuple(labels.shape)} for {tuple(first_frame.shape)}")
+        if not len(first_frame) or min(first_frame.shape[-2:]) < 4:
+            raise ValueError(f"B must be at least 1, H and W at least 4, got {tuple(first_frame.shape)}")
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())

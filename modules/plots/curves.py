@@ -121,7 +121,13 @@ def plot_psnr(rollouts: dict[str, Rollout], path: str | Path, title: str) -> Non
             _draw_frames(below[0], rollout.brightness_error, color, errors[name], is_crowded)
     if rollouts:
         baseline = _mean_curve([rollout.repeat_first for rollout in rollouts.values()])
-        _draw_frames(quality, baseline, GREY, f"repeat the first frame: {_describe(baseline, with_slope=False)}")
+        whose = ", mean of the sequences" if len(rollouts) > 1 else ""
+        _draw_frames(quality, baseline, GREY, f"repeat the first frame{whose}: {_describe(baseline, with_slope=False)}")
+        # Its first frames score far above all others and would squeeze the curves.
+        highest = max(value for rollout in rollouts.values() for values in (rollout.psnr, rollout.restarted)
+                      if values is not None for value in [0.0, *_to_list(values)])
+        if max(_to_list(baseline), default=0) > highest + 2:
+            quality.set_ylim(top=highest + 2)
     if has_restarts:
         quality.plot([], [], "--", color="black", label="restarted from real frames")
     quality.set_ylabel("PSNR (dB)")

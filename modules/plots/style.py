@@ -19,9 +19,9 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, ORANGE, GREY = "#56B4E9", "#E69F00", "#666666"
 MAX_MARKED_POINTS = 40  # curves with more points have no markers: they would merge into a thick line
 MAX_NAME_LENGTH = 40  # longer names are shortened in a legend
-# Errors per frame above which an epoch counts as diverged. Training sees unbounded predictions: beyond 1 they lie
-# outside the range of pixels. Validation scores pixels: no constant grey picture has an error above 0.25 (6 dB).
-DIVERGED = {"train_mse": 1.0, "val_loss": 0.25}
+# Errors per frame above which an epoch counts as diverged. Training sees unbounded predictions, which may begin outside
+# the range of pixels. Validation scores pixels: no constant grey picture has an error above 0.25 (6 dB).
+DIVERGED = {"train_mse": 100.0, "val_loss": 0.25}
 
 
 def make_panels(heights: tuple[float, ...], width: float = 8, dpi: int = 120, legend_rows: int = 0) -> tuple:

@@ -75,6 +75,8 @@ def read(path: str | Path) -> dict:
     PermissionError : it may not be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError("this is a folder; name a checkpoint in it, such as best.ckpt")
     if not path.is_file():
         raise ValueError("there is no such file")
     state = _unpickle(path)
@@ -110,11 +112,21 @@ def _unpickle(path: Path) -> object:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise anything
         raise ValueError("the file is damaged or not a checkpoint") from error
-    # A tensor with a stride of 0 claims any size, which the first operation on it would allocate.
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
-    if claimed > path.stat().st_size:
-        raise ValueError(f"the checkpoint is damaged (tensors of {claimed:,} bytes in a smaller file); use another one")
+    _check_sizes(list(_tensors(content)), path.stat().st_size)
     return content
+
+
+def _check_sizes(tensors: list[Tensor], most: int) -> None:
+    """ValueError if tensors claim more memory than the file has. With a stride of 0 or a shared storage they can claim
+    any size, which the first operation on them would allocate."""
+    if any(tensor.__dict__ for tensor in tensors):  # an attribute in the place of a method
+        raise ValueError("the checkpoint is damaged (tensors with attributes); use another one")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    is_expanded = any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in tensors
+                      if tensor.layout == torch.strided and tensor.device.type == "cpu")
+    if is_expanded or claimed > most:
+        raise ValueError(f"the checkpoint is damaged (its tensors claim {claimed:,} bytes, more than it stores); use "
+                         "another one")
 
 
 def _tensors(content: object) -> Iterator[Tensor]:
@@ -176,8 +188,9 @@ def check_training_state(state: dict, named_parameters: dict[str, nn.Parameter],
     """
     _require(_is_count(state.get("epoch"), 0, MAX_EPOCH), "epoch")
     best = state.get("best_psnr")
-    _require(isinstance(best, float) and not math.isnan(best), "best_psnr")
-    _require(_is_count(state.get("validation"), 0, 2**32), "validation")
+    _require(isinstance(best, float) and best < math.inf, "best_psnr")
+    for name in ("validation", "recording"):  # runs of earlier versions have none
+        _require(state.setdefault(name, None) is None or _is_count(state[name], 0, 2**32), name)
     _require(_is_count(state.get("ema_steps"), 0, 2**62), "ema_steps")
     _require(isinstance(state.get("device"), str), "device")
     _require({"replay", "progress"} <= state.keys(), "replay, progress")

@@ -76,10 +76,17 @@ def _ignore_disk_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def describe_epoch(row: dict, num_epoch: int, evaluation: object | None) -> str:
-    """An epoch's row of metrics.csv as a line to read. ``evaluation``: of the validation, or None."""
+def describe_epoch(row: dict, num_epoch: int, frames_per_clip: int, evaluation: object | None) -> str:
+    """An epoch's row of metrics.csv as a line to read, with means per predicted frame.
+
+    Parameters
+    ----------
+    frames_per_clip : predicted frames of a clip, over which the losses in ``row`` are summed.
+    evaluation : of the validation, or None.
+    """
+    loss, mse, kl = (row[name] / frames_per_clip for name in ("train_loss", "train_mse", "train_kl"))
     val = "" if evaluation is None else f"  val {evaluation}  val loss {row['val_loss']:.5f}"
     skipped = f"  {row['skipped']} non-finite steps skipped" if row["skipped"] else ""
-    return (f"epoch {row['epoch']}/{num_epoch - 1}{val}  loss {row['train_loss']:.4f}  MSE {row['train_mse']:.4f}  "
-            f"KL {row['train_kl']:.4g}  beta {row['beta']:.3g}  teacher forcing {row['tfr']:.2f} (used "
+    return (f"epoch {row['epoch']}/{num_epoch - 1}{val}  loss {loss:.4f}  MSE {mse:.5f}  KL {kl:.4g}  "
+            f"beta {row['beta']:.3g}  teacher forcing {row['tfr']:.2f} (used "
             f"{row['tf_used']:.0%})  lr {row['lr']:.2e}{skipped}")

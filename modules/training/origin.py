@@ -10,7 +10,7 @@ BEST = "best.ckpt"
 
 
 def read_with_digest(path: Path) -> tuple[dict, str]:
-    """A checkpoint, and the SHA-256 of the very file that was read. Errors as ``checkpoint.read``."""
+    """A checkpoint, and the SHA-256 of the file that was read. Errors as ``checkpoint.read``."""
     while True:  # a run that is still training may replace the file between two reads
         digest = _sha256(path)
         state = checkpoint.read(path)

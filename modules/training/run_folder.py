@@ -51,6 +51,12 @@ def find_epochs(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem.partition("=")[2]), path) for path in paths)
 
 
+def find_later(folder: Path, epoch: int) -> list[Path]:
+    """The files that a run has written for single epochs from ``epoch`` on."""
+    files = find_files(folder, re.compile(r"(psnr_)?epoch=\d+\.(ckpt|csv)|figures/val_epoch=\d+\.gif"))
+    return [path for path in files if int(re.search(r"=(\d+)", path.name)[1]) >= epoch]
+
+
 def find_undrawn(folder: Path, keep_gifs: bool) -> Path | None:
     """The latest epoch=N.ckpt, if a process died before it drew the figures of that epoch; else None.
 

@@ -27,12 +27,14 @@ class TrainingState:
     replay : None where no clip is replayed.
     validation : checksum of all that the validation score depends on besides the model. A best score that was
         measured under another one is not kept.
+    recording : checksum of the training recording.
     """
 
     def __init__(self, model: CVAE, optimizer: torch.optim.Optimizer, generators: dict[str, torch.Generator],
-                 ema_decay: float = 0.0, replay: Replay | None = None, validation: int = 0):
+                 ema_decay: float = 0.0, replay: Replay | None = None, validation: int = 0,
+                 recording: int = 0):
         self.model, self.optimizer, self.generators, self.replay = model, optimizer, generators, replay
-        self.validation = validation
+        self.validation, self.recording = validation, recording
         self.ema = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
         self.epoch = 0  # the epoch to be run next, or in progress
         self.progress: EpochProgress | None = None  # of the epoch in progress
@@ -103,6 +105,7 @@ class TrainingState:
                 "device": self.device.type,
                 "replay": vars(self.replay.to(torch.device("cpu"))) if with_replay and self.replay else None,
                 "epoch": self.epoch, "best_psnr": self.best_psnr, "validation": self.validation,
+                "recording": self.recording,
                 "metrics": self.metrics, "timing": self.timing,
                 "progress": None if self.progress is None else self.progress.state_dict()}
 
@@ -148,8 +151,8 @@ class TrainingState:
         if state["validation"] == self.validation:
             self.best_psnr = state["best_psnr"]
         else:
-            logger.warning("the validation frames or their latent are not those of the checkpoint: the best score "
-                           "starts again")
+            logger.warning("the validation differs from that of the checkpoint in its frames, latent, seed or "
+                           "histogram matching: the best score is reset")
         self.metrics, self.timing = state["metrics"], state["timing"]
         if state["progress"] is not None:
             self.progress = EpochProgress.from_state_dict(state["progress"], self.device)

@@ -7,7 +7,7 @@ import torch
 
 from modules.network.cvae import CVAE
 
-FRAMES, HEIGHT, WIDTH = 4, 32, 64  # of a timed step, at most: more would take longer and tell the same
+FRAMES, HEIGHT, WIDTH = 4, 32, 64  # of a timed step, at most: more would take longer and show the same
 REPEATS = 3
 GAIN = 1.1  # below, the noise of the clock would decide
 ROLLOUT_GAIN = 1.5  # a rollout with the threads of the training scores exactly what validation did: worth some time

@@ -88,7 +88,7 @@ def test_files_that_are_only_named_like_a_runs_are_in_the_way(name, folder):
     for path in (folder / name, folder / "figures" / "test_val.gif"):
         path.write_text("x")
     for flags in ({}, {"overwrite": True}, {"resume": True}, {"ckpt_path": "c.ckpt"}):
-        with pytest.raises(BadInput, match=f"{name} is in the way"):
+        with pytest.raises(BadInput, match=f"contains {name} but no .run"):
             plan(folder, **flags)
     (folder / name).unlink()
     assert plan(folder).start is Start.NEW  # a validation's figures are not
@@ -96,7 +96,7 @@ def test_files_that_are_only_named_like_a_runs_are_in_the_way(name, folder):
 
 def test_a_run_that_was_copied_without_its_mark_is_resumed_and_marked_but_not_replaced(run):
     (run / MARKER).unlink()
-    with pytest.raises(BadInput, match="best.ckpt is in the way.*--resume"):
+    with pytest.raises(BadInput, match="contains best.ckpt but no .run.*--resume"):
         plan(run, overwrite=True)
     with opened(run, resume=True) as opening:
         assert opening.claim().start is Start.RESUME
@@ -133,9 +133,19 @@ def test_the_old_run_is_deleted_only_once_the_new_one_has_a_checkpoint(run):
     with opened(run, overwrite=True) as opening:
         replaced = opening.claim()
         assert contents(run).items() >= before.items()
-        replaced.delete_replaced()
-        replaced.delete_replaced()  # also after files have vanished
+        replaced.delete_replaced(0)
+        replaced.delete_replaced(0)  # also after files have vanished
     assert contents(run).keys() == {"last.ckpt", "notes.txt", MARKER, ".lock"}
+
+
+def test_a_resumed_run_deletes_what_an_old_run_has_left_for_later_epochs(run):
+    """A process may have died between its first last.ckpt and the deletion of the run that it replaced."""
+    for name in ("epoch=1.ckpt", "epoch=2.ckpt", "psnr_epoch=12.csv", "epoch=x.ckpt"):
+        (run / name).write_text("old")
+    with opened(run, resume=True) as opening:
+        opening.claim().delete_replaced(2)
+    assert {"epoch=1.ckpt", "epoch=x.ckpt", "last.ckpt"} <= contents(run).keys()
+    assert not {"epoch=2.ckpt", "psnr_epoch=12.csv"} & contents(run).keys()
 
 
 def test_a_folder_whose_name_tensorboard_cannot_write_to_is_refused(tmp_path):

@@ -58,12 +58,12 @@ def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
     assert capsys.readouterr().err.count("\n") == bool(idle)
 
 
-def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None):
+def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None, recording=7):
     """What a run prints when it starts with ``flags``, from a checkpoint of a run with the flags ``saved``, if any."""
     args, _ = parse(*flags)
-    state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}}
-    announce_start(args, SimpleNamespace(epoch=epoch, progress=progress), state, make_schedules(args)[2],
-                   range(batches), None if fast is None else range(fast))
+    state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}, "recording": 7}
+    place = SimpleNamespace(epoch=epoch, progress=progress, recording=recording)
+    announce_start(args, place, state, make_schedules(args)[2], range(batches), None if fast is None else range(fast))
     return capsys.readouterr().out
 
 
@@ -76,6 +76,10 @@ def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fas
 def test_a_run_says_where_it_continues_and_which_of_its_flags_have_changed(saved, flags, line, capsys):
     assert start_of(capsys, *flags, saved=saved, epoch=14) == f"continuing from epoch 14{line}\n"
     assert start_of(capsys, *flags) == ""  # a new run
+
+
+def test_a_run_says_that_it_continues_on_other_frames(capsys):
+    assert start_of(capsys, saved=[], epoch=2, recording=8) == "continuing from epoch 2; changed: the training frames\n"
 
 
 def test_a_run_that_continues_within_an_epoch_says_so(capsys):

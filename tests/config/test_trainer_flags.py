@@ -9,7 +9,7 @@ import pytest
 
 import Trainer
 from conftest import write_pngs
-from modules.config import recipes
+from modules.config import build, recipes
 from modules.config.trainer_flags import CALL_FLAGS, make_parser, merge_flags, parse_command_line, read_settings
 from modules.training.checkpoint import NETWORK_FLAGS
 from utils import BadInput
@@ -71,6 +71,7 @@ def course_data(tmp_path_factory):
                          ids=["no flag", "course", "report"])
 def test_config_json_of_a_run_holds_the_protocol(line, differences, course_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Trainer.Trainer, "fit", lambda self: None)  # the run's files are written, nothing is trained
+    monkeypatch.setattr(build, "pick_training", lambda model, height, width, precision, threads: ("fp32", 1))
     Trainer.main(["--DR", str(course_data), "--save_root", str(tmp_path / "run"), *line.split()])
     flags = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
     assert {flag: flags[flag] for flag in PROTOCOL} == PROTOCOL | differences

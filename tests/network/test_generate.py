@@ -163,6 +163,7 @@ def test_an_unknown_latent_is_rejected(latent):
     (lambda first, labels: (first.to(torch.uint8), labels), "first_frame must be torch.float32 in [0, 1] on cpu"),
     (lambda first, labels: (first, labels.double()), "labels must be torch.float32"),
     (lambda first, labels: (first.to("meta"), labels), "on meta"),
+    (lambda first, labels: (first, labels.numpy()), "labels must be a tensor, got ndarray"),
     (lambda first, labels: (first[0], labels), "first_frame must have shape (B, 3, H, W)"),
     (lambda first, labels: (first.permute(0, 2, 3, 1), labels), "first_frame must have shape (B, 3, H, W)"),
     (lambda first, labels: (first, labels[0]), "labels must have shape (B, T, 3, H, W)"),

@@ -23,7 +23,8 @@ def make(folder, *flags):
 
 def contents(folder):
     """Bytes of every file below a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != synthetic.MARKER}
 
 
 def numbers(folder):
@@ -40,7 +41,7 @@ def dataset(tmp_path_factory):
 
 
 def test_layout_and_numbering(dataset):
-    assert {path.name for path in dataset.iterdir()} == {"train", "val", "test", "truth"}
+    assert {path.name for path in dataset.iterdir()} == {"train", "val", "test", "truth", synthetic.MARKER}
     assert len(numbers(dataset / "train/train_img")) == 80
     assert 2 <= np.sum(np.diff(numbers(dataset / "train/train_img")) > 1) <= 4  # cuts
     assert numbers(dataset / "train/train_img") == numbers(dataset / "train/train_label")
@@ -117,7 +118,7 @@ def test_invalid_destinations_are_refused(tmp_path, capsys):
     (tmp_path / "full/mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     before = contents(tmp_path)
-    for folder, word in (("full", "--overwrite"), ("file", "file"), ("file/below", "DESTINATION")):
+    for folder, word in (("full", "is not empty"), ("file", "file"), ("file/below", "DESTINATION")):
         try:
             assert synthetic.main([str(tmp_path / folder), *TINY]) == 2
         except SystemExit as stop:
@@ -131,9 +132,19 @@ def test_overwrite_replaces_its_own_folders_only(dataset, tmp_path):
     (tmp_path / "data/val/val_img").mkdir(parents=True)
     (tmp_path / "data/val/val_img/999.png").write_text("old")
     (tmp_path / "data/mine.txt").write_text("mine")
+    (tmp_path / "data" / synthetic.MARKER).write_text("")
     make(tmp_path / "data", "--overwrite")
     assert contents(tmp_path / "data") == contents(dataset) | {"mine.txt": b"mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_dataset_that_was_not_drawn_is_never_replaced(tmp_path, capsys):
+    (tmp_path / "data/train/train_img").mkdir(parents=True)
+    (tmp_path / "data/train/train_img/0.png").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit):
+        synthetic.main([str(tmp_path / "data"), *TINY, "--overwrite"])
+    assert "is not empty; choose a new folder\n" in capsys.readouterr().err and contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("step", ["write_dataset", "rename"])
@@ -143,6 +154,7 @@ def test_a_failed_run_changes_nothing(tmp_path, monkeypatch, capsys, step, probl
     for split in synthetic.SPLITS:
         (folder / split).mkdir(parents=True)
         (folder / split / "old.png").write_text(split)
+    (folder / synthetic.MARKER).write_text("")
     before, rename, calls = contents(tmp_path), Path.rename, []
 
     def write_dataset(root, args):

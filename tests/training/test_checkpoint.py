@@ -130,16 +130,26 @@ def test_weights_that_do_not_fit_are_refused(model, tmp_path):
     assert "non-finite" in refusal(tmp_path / "a.ckpt", state_of(model) | {"ema": lost})
 
 
+@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(2**40), torch.zeros(2, 1).expand(2, 3)])
 @pytest.mark.parametrize("place", [
     lambda state, tensor: state["weights"].update(new=tensor), lambda state, tensor: state.update(progress=[(tensor,)]),
     lambda state, tensor: state.update(replay={"predictions": tensor})], ids=["weights", "progress", "replay"])
-def test_a_small_file_that_claims_huge_tensors_is_refused_before_they_are_used(place, model, tmp_path, monkeypatch):
+def test_tensors_that_claim_more_than_is_stored_are_refused_before_they_are_used(tensor, place, model, tmp_path,
+                                                                                 monkeypatch):
     state = state_of(model)
-    place(state, torch.zeros(1).expand(2**40))
+    place(state, tensor)
     state["itself"] = [state["weights"]]  # a pickle may also hold cycles and parts twice
     state["itself"].append(state["itself"])
     monkeypatch.setattr(checkpoint, "_check_description", lambda state: pytest.fail("used"))
-    assert "bytes in a smaller file" in refusal(tmp_path / "a.ckpt", state)
+    assert "bytes, more than it stores" in refusal(tmp_path / "a.ckpt", state)
+
+
+def test_many_views_of_one_storage_and_tensors_with_attributes_are_refused(model, tmp_path):
+    views = [torch.zeros(10**6)[index:] for index in range(2)]
+    shared = torch.zeros(10**6)
+    assert "more than it stores" in refusal(tmp_path / "a.ckpt", state_of(model) | {"new": [shared[1:], shared[2:]]})
+    views[0].numel = 3
+    assert "attributes" in refusal(tmp_path / "a.ckpt", state_of(model) | {"new": views})
 
 
 def test_a_checkpoint_loads_from_a_string_and_an_error_names_the_file(model, tmp_path):
