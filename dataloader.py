@@ -41,6 +41,9 @@ class Recording:
     labels: Tensor
     numbers: Tensor
 
+    def __repr__(self) -> str:
+        return f"Recording({describe_frames(self.frames)})"
+
     def head(self, count: int) -> "Recording":
         """The first ``count`` frames."""
         return Recording(self.frames[:count], self.labels[:count], self.numbers[:count])
@@ -64,6 +67,13 @@ class GivenSequence:
     first_frame: Tensor
     labels: Tensor
     numbers: list[int]
+
+    def __repr__(self) -> str:
+        return f"GivenSequence({self.name!r}, {describe_frames(self.labels)})"
+
+
+def describe_frames(frames: Tensor) -> str:
+    return f"{len(frames)} frames of {frames.shape[-2]} x {frames.shape[-1]}"
 
 
 def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
@@ -369,6 +379,9 @@ class Data:
     pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
     checksum: int  # of the training recording
+
+    def __repr__(self) -> str:
+        return f"Data(training on {len(self.loader.starts)} clips of {describe_frames(self.frames)}, val={self.val})"
 
     def facts(self) -> dict:
         """What config.json says about the dataset."""

@@ -17,8 +17,10 @@ from PIL import Image
 import dataloader
 import Trainer
 from conftest import TINY, TRAIN_FRAMES, H, W, contents, make_video, write_pngs, write_sequence, write_split
-from dataloader import ClipLoader, Recording
+from dataloader import ClipLoader, GivenSequence, Recording, load_data
+from modules.config.trainer_flags import make_parser
 from modules.data.frame_cache import FrameCache
+from modules.evaluation.evaluate import score
 from modules.evaluation.metrics import course_score, psnr, repeat_first
 from utils import BadInput
 
@@ -405,3 +407,12 @@ def test_the_score_of_repeating_the_first_real_frame(real):
     for frames, expected in ((val, 35.8), (test, 21.0)):
         frames = dataloader.to_float(frames)
         assert course_score(psnr(repeat_first(frames), frames)) == pytest.approx(expected, abs=0.1)
+
+
+def test_objects_print_as_one_line(data):
+    args = make_parser().parse_args([*TINY, "--DR", str(data), "--save_root", "run"])
+    loaded = load_data(args, torch.device("cpu"))
+    val = loaded.val
+    sequence = GivenSequence("0", val.frames[0], val.labels, val.numbers.tolist())
+    for shown in (loaded, val, sequence, score(val.frames, val.frames)):
+        assert "\n" not in repr(shown) and f"{len(val.frames)} frames" in repr(shown) and len(repr(shown)) < 120

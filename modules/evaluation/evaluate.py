@@ -61,6 +61,9 @@ class Evaluation:
     def mean_psnr_repeat_first(self) -> float:
         return self.psnr_repeat_first[1:].mean().item()
 
+    def __repr__(self) -> str:
+        return f"Evaluation({len(self.video)} frames, {self})"
+
     def __str__(self) -> str:
         return f"PSNR {self.mean_psnr:.2f} dB (repeat first frame {self.mean_psnr_repeat_first:.2f})"
 
