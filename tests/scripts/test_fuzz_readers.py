@@ -11,7 +11,7 @@ import fuzz_readers
 from utils import BadInput
 
 
-@pytest.mark.parametrize("reader, cases", [("dataset", 80), ("checkpoint", 12), ("submission", 100)])
+@pytest.mark.parametrize("reader, cases", [("dataset", 80), ("checkpoint", 6), ("submission", 100)])
 def test_damaged_files_are_read_or_refused_in_a_sentence(reader, cases):
     outcomes = fuzz_readers.fuzz(reader, cases, first=10**6)  # others than the script's own
     assert set(outcomes) == {"read", "refused"}, {what: seeds for what, seeds in outcomes.items() if len(what) > 8}

