@@ -325,3 +325,20 @@ def test_damaged_and_missing_data_is_refused_with_its_path(damaged, own_data, ch
     message = refused("Tester.py", *command(own_data, checkpoint, tmp_path / "r", "--truth", own_data / "truth"),
                       untouched=tmp_path)
     assert str(path.parent) in message and path.name in message
+
+
+def test_results_that_an_older_summary_does_not_list_are_replaced_with_their_sequences(data, checkpoint, tmp_path):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    for name in ("seq1.csv", "compare_seq1.gif", "seqmine.csv"):
+        (folder / name).write_text("old")
+    generate(data, checkpoint, folder, "--overwrite")
+    assert set(results(folder)) == {"submission.csv", "summary.json", "seqmine.csv"}
+
+
+def test_a_users_file_in_the_folder_of_unfinished_results_stays(data, checkpoint, tmp_path, refused):
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / STAGING / "mine.txt").write_text("mine")
+    refused("Tester.py", *command(data, checkpoint, tmp_path))
+    assert (tmp_path / STAGING / "mine.txt").read_text() == "mine"

@@ -22,8 +22,8 @@ from modules.plots.style import (
     VERMILION,
     axis_limits,
     best,
-    column,
     draw_column,
+    find_outside,
     legend_text,
     make_panels,
     mark_best,
@@ -32,6 +32,7 @@ from modules.plots.style import (
     save_figure,
     set_log_scale,
     to_float,
+    widen,
 )
 
 RUN_COLOURS, RUN_STYLES = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY], ["-", "--", ":", "-."]  # grey: no run
@@ -154,7 +155,7 @@ def compare_psnr_per_frame(moments: dict[str, dict[str, Recording | None]], path
         shown = [value for recorded in recordings.values() if mean_of(recorded.psnr) > DIVERGED_PSNR
                  for value in (*recorded.psnr, *(recorded.repeat_first or [])) if math.isfinite(value)]
         if shown and any(mean_of(recorded.psnr) <= DIVERGED_PSNR for recorded in recordings.values()):
-            panel.set_ylim(_widen(min(shown), max(shown)))
+            panel.set_ylim(widen(min(shown), max(shown)))
     save_figure(figure, panels, path, "PSNR per frame of the validation rollout", "frame", legend_columns=1)
 
 
@@ -187,7 +188,7 @@ def _make_run_panels(title: str, runs: dict[str, list[dict]], heights: tuple[flo
         handles.append(Line2D([], [], color=color, linestyle=style, label=legend_text(name) + remark))
     if any(non_finite_epochs(history, *keys) for history in runs.values()):
         handles.append(Line2D([], [], color="black", linestyle="", marker="x", markersize=5, label="non-finite"))
-    if any(_find_outside(history, key, _limits(runs, key)) for key in keys for history in runs.values()):
+    if any(find_outside(history, key, _limits(runs, key)) for key in keys for history in runs.values()):
         handles.append(Line2D([], [], color="black", linestyle="", marker="^", markersize=5,
                               label="diverged, outside the axis"))
     columns = 2 if max(len(handle.get_label()) for handle in handles) <= 30 else 1
@@ -214,7 +215,7 @@ def _draw_runs(panel, runs: dict[str, list[dict]], key: str, title: str) -> None
         height = 0.03 + 0.05 * (index % 8)
         draw_column(panel, history, key, color, None, width, style, span)
         mark_non_finite(panel, history, key, color=color, label=None, height=height)
-        for epoch, is_above in _find_outside(history, key, limits):
+        for epoch, is_above in find_outside(history, key, limits):
             panel.plot([epoch], [1 - height if is_above else height], "^" if is_above else "v", color=color,
                        markersize=5, transform=panel.get_xaxis_transform())
     if limits:
@@ -230,17 +231,6 @@ def _limits(runs: dict[str, list[dict]], key: str) -> tuple[float, float] | None
     """The axis of a column of all runs; None where it needs no limit."""
     rows = [row for history in runs.values() for row in history]
     return axis_limits(rows, key, is_log=key != "val_psnr") if key in LIMITED else None
-
-
-def _widen(low: float, high: float) -> tuple[float, float]:
-    margin = max(0.05 * (high - low), 0.05)
-    return low - margin, high + margin
-
-
-def _find_outside(history: list[dict], key: str, limits: tuple[float, float] | None) -> list[tuple[int, bool]]:
-    """The epochs whose finite value lies outside the axis, and whether it lies above."""
-    return [(epoch, value > limits[1]) for epoch, value in zip(*column(history, key), strict=True)
-            if limits and math.isfinite(value) and not limits[0] <= value <= limits[1]]
 
 
 def _draw_bars(panel, history: list[dict], row: int, color: str) -> None:

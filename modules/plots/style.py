@@ -70,9 +70,22 @@ def axis_limits(history: list[dict], *keys: str, is_log: bool = True) -> tuple[f
     shown = [value for value, is_diverged in points if not is_diverged]
     if not shown or all(min(shown) <= value <= max(shown) for value, _ in points):
         return None
-    low, high = (math.log(min(shown)), math.log(max(shown))) if is_log else (min(shown), max(shown))
+    if is_log:
+        low, high = widen(math.log(min(shown)), math.log(max(shown)))
+        return math.exp(low), math.exp(high)
+    return widen(min(shown), max(shown))
+
+
+def widen(low: float, high: float) -> tuple[float, float]:
+    """A range with a margin on both sides."""
     margin = max(0.05 * (high - low), 0.05)
-    return (math.exp(low - margin), math.exp(high + margin)) if is_log else (low - margin, high + margin)
+    return low - margin, high + margin
+
+
+def find_outside(history: list[dict], key: str, limits: tuple[float, float] | None) -> list[tuple[int, bool]]:
+    """The epochs whose finite value lies outside the axis, and whether it lies above."""
+    return [(epoch, value > limits[1]) for epoch, value in zip(*column(history, key), strict=True)
+            if limits and math.isfinite(value) and not limits[0] <= value <= limits[1]]
 
 
 def limit_axis(panel, history: list[dict], **colors: str) -> None:
@@ -87,10 +100,9 @@ def limit_axis(panel, history: list[dict], **colors: str) -> None:
         return
     label = "diverged, outside the axis"
     for index, (key, color) in enumerate(colors.items()):
+        height = 0.04 + 0.05 * index
         for is_above in (True, False):
-            outside = [epoch for epoch, value in zip(*column(history, key), strict=True)
-                       if (limits[1] < value < math.inf if is_above else -math.inf < value < limits[0])]
-            height = 0.04 + 0.05 * index
+            outside = [epoch for epoch, above in find_outside(history, key, limits) if above == is_above]
             if outside:
                 panel.plot(outside, [1 - height if is_above else height] * len(outside), "^" if is_above else "v",
                            color=color, markersize=5, transform=panel.get_xaxis_transform(), label=label)

@@ -169,3 +169,11 @@ def test_plots_load_without_their_slow_libraries():
     code = ("import sys, modules.plots.curves, modules.plots.comparison, modules.plots.video; "
             "assert not {'matplotlib', 'av', 'torchvision', 'torchmetrics'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_high_scores_of_repeating_the_first_frame_do_not_squeeze_the_curves():
+    psnr, baseline = torch.full((50,), 30.0), torch.tensor([60.0, *[20.0] * 49])
+    panel, = figure_of(curves.plot_psnr, {"a": curves.Rollout(psnr, baseline)}, "PSNR").axes
+    assert panel.get_ylim()[1] == 32
+    panel, = figure_of(curves.plot_psnr, {"a": curves.Rollout(psnr, baseline.clamp(max=31))}, "PSNR").axes
+    assert 31 < panel.get_ylim()[1] < 32

@@ -309,3 +309,10 @@ def test_invalid_flags_write_no_page(words, complaint, tmp_path, monkeypatch, ca
     errors = capsys.readouterr().err
     assert complaint in errors and errors.count("\n") == 1
     assert not list(tmp_path.glob("**/*.html"))
+
+
+def test_the_page_never_replaces_the_authors_text(runs, tmp_path):
+    (tmp_path / "both.html").write_text("mine")
+    with pytest.raises(BadInput, match="is the file of --text"):
+        report.main([str(runs[0]), "-o", str(tmp_path / "both.html"), "--text", str(tmp_path / "both.html")])
+    assert (tmp_path / "both.html").read_text() == "mine"

@@ -81,3 +81,11 @@ def test_an_invalid_result_is_refused(damage, words, result):
     damage(result)
     with pytest.raises(BadInput, match=words):
         call(result)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "seq0.csv"])
+def test_an_endless_file_is_refused(name, result):
+    (result / name).unlink()
+    (result / name).symlink_to("/dev/zero")
+    with pytest.raises(BadInput, match="no valid scores"):
+        call(result)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import read_csv
-from modules.training.metric_log import METRICS, TIMING, MetricLog, write_psnr
+from modules.training.metric_log import METRICS, TIMING, MetricLog, describe_epoch, write_psnr
 
 ROWS = [dict.fromkeys(METRICS, 1 / 3) | {"epoch": epoch} for epoch in (0, 1)]
 
@@ -39,3 +39,11 @@ def test_events_that_the_disk_refuses_are_one_error_with_a_path(tmp_path, monkey
         log.write()
     assert error.value.errno == 28 and error.value.filename.startswith(str(tmp_path / "events"))
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("frames", [1, 15])
+def test_the_line_of_an_epoch_has_means_per_predicted_frame(frames):
+    """The rows of metrics.csv hold sums over a clip."""
+    row = ROWS[0] | {"train_loss": 3.0, "train_mse": 1.5, "train_kl": 30.0, "skipped": 0}
+    line = describe_epoch(row, 2, frames, None)
+    assert f"loss {3 / frames:.4f}  MSE {1.5 / frames:.5f}  KL {30 / frames:.4g}" in line
