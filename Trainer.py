@@ -34,14 +34,16 @@ from modules.config.trainer_flags import GivenFlags, checkpoint_errors, parse_co
 from modules.evaluation.evaluate import Evaluation, evaluate
 from modules.evaluation.metrics import psnr
 from modules.objective import clip_loss
-from modules.plots import run_figures
+from modules.plots.background import BackgroundDrawing
+from modules.plots.run_figures import RunFigures, draw_validation, sample_picture
 from modules.training import checkpoint
 from modules.training.distributed import DistributedContext
-from modules.training.metric_log import MetricLog, describe_epoch, write_psnr
+from modules.training.metric_log import MetricLog, describe_epoch
 from modules.training.non_finite import NonFiniteStepGuard
 from modules.training.progress import EpochSums
 from modules.training.replay import Replay, choose_first_frames
 from modules.training.run_folder import find_undrawn, write_config
+from modules.training.run_writer import RunWriter
 from modules.training.signals import StopSignals
 from modules.training.state import TrainingState
 from utils import (
@@ -100,8 +102,8 @@ class Trainer:
                                    Replay.empty(data.frames, data.checksum) if args.replay else None,
                                    data.val.checksum(args.val_latent, args.seed, args.match_histogram), data.checksum)
         self.validation: tuple[int, Evaluation] | None = None  # the latest, with its epoch
-        self.signals = StopSignals()
-        self.saved_at = time.monotonic()
+        self.signals, self.drawing = StopSignals(), BackgroundDrawing()
+        self.writer = RunWriter(self.folder, self.state_dict, args.save_every_minutes)
 
     @property
     def loader(self) -> ClipLoader:
@@ -120,14 +122,16 @@ class Trainer:
         BadInput : training diverged; last.ckpt holds the latest finite state.
         """
         self._prepare_forward()
-        with self.signals:
-            log = MetricLog(self.folder, self.state.metrics, self.state.timing) if self.distributed.is_main else None
-            if log is not None:
-                self.draw_missing(log)
+        with self.signals, self.drawing:
+            if self.distributed.is_main:
+                self.writer.log = MetricLog(self.folder, self.state.metrics, self.state.timing)
+                undrawn = find_undrawn(self.folder, self.args.store_visualization)
+                if undrawn is not None and self.state.epoch >= self.args.num_epoch:
+                    self.draw_missing(undrawn)
             while self.state.epoch < self.args.num_epoch:
                 self.stop_if_requested()
                 self.train_one_epoch()
-                self.finish_epoch(log)
+                self.finish_epoch()
 
     def _prepare_forward(self) -> None:
         args = self.args
@@ -167,8 +171,8 @@ class Trainer:
                     shown = time.monotonic()
                     bar.set_postfix_str(f"{progress.describe()}, beta {beta:.3g}", refresh=False)
                 self.stop_if_requested()
-                if 0 < 60 * args.save_every_minutes < time.monotonic() - self.saved_at and self.distributed.is_main:
-                    self.save_last()
+                if self.distributed.is_main and self.writer.is_due():
+                    self.save()
         self.abort_if_diverged()  # this waits for the device: only now is the time that of the whole work
         progress.seconds = time.perf_counter() - began
 
@@ -228,13 +232,13 @@ class Trainer:
 
     # Between epochs
 
-    def finish_epoch(self, log: MetricLog | None) -> None:
-        """Validate, log, save and draw. The epoch counts as finished once last.ckpt is written, after the tables."""
+    def finish_epoch(self) -> None:
+        """Validate and log; save and draw as often as the flags and the clock say."""
         args, state, epoch, progress = self.args, self.state, self.state.epoch, self.state.progress
         is_last = epoch + 1 == args.num_epoch
         is_save = is_last or epoch % args.per_save == 0
         is_validation = is_last or epoch % args.val_every == 0 or (is_save and args.store_visualization)
-        if log is None:  # a rollout cannot be shared, each frame needs the previous one: keep pace with the main rank
+        if not self.distributed.is_main:  # a rollout cannot be shared, each frame needs the previous one: keep pace
             for _ in self._validation_frames(range(1, len(self.data.val.frames)) if is_validation else ()):
                 pass
             state.epoch, state.progress = epoch + 1, None
@@ -248,22 +252,21 @@ class Trainer:
                "tfr": self.teacher_forcing(epoch), "tf_used": progress.forced_clips / progress.clips,
                "val_loss": None if evaluation is None else evaluation.mse,
                "val_psnr": None if evaluation is None else evaluation.mean_psnr}
-        log.add(row, progress.seconds, time.perf_counter() - began, progress.clips * args.train_vi_len)
-        is_best = evaluation is not None and row["val_psnr"] > state.best_psnr
-        state.best_psnr = row["val_psnr"] if is_best else state.best_psnr
-        state.epoch, state.progress = epoch + 1, None
-        for name, wanted in ((f"epoch={epoch}", is_save), ("best", is_best)):
-            if wanted:
-                self.save(self.folder / f"{name}.ckpt")
-                if evaluation is not None:
-                    write_psnr(self.folder / f"psnr_{name}.csv", epoch, evaluation.psnr, evaluation.psnr_repeat_first)
-        log.write()
-        self.save_last()
-        self._report(row, evaluation)
+        self.writer.log.add(row, progress.seconds, time.perf_counter() - began, progress.clips * args.train_vi_len)
+        state.epoch, state.progress, scores = epoch + 1, None, None
         if evaluation is not None:
-            self.validation = epoch, evaluation
+            self.validation, scores = (epoch, evaluation), (evaluation.psnr, evaluation.psnr_repeat_first)
+            if evaluation.mean_psnr > state.best_psnr:
+                state.best_psnr = evaluation.mean_psnr
+                self.writer.keep_best(epoch, scores)
         if is_save:
-            self.draw(log)
+            self.writer.write_epoch(epoch, scores)
+        if is_last or self.writer.is_due(at_end=True):
+            self.save()
+        self._report(row, evaluation)
+        keeps_gif = is_save and args.store_visualization
+        if is_last or keeps_gif or self.drawing.is_due():
+            self.draw(keeps_gif, is_last)
 
     def validate(self) -> Evaluation | None:
         """Evaluate a rollout of the validation sequence, z from the same seed each time. None where it diverged, as
@@ -285,33 +288,32 @@ class Trainer:
         try:
             print(describe_epoch(row, self.args.num_epoch, self.args.train_vi_len - 1, evaluation), flush=True)
         except OSError:  # a closed terminal, which also sends a signal
+            self.save()
             if self.distributed.is_single:  # otherwise the other ranks are elsewhere
                 self.stop_if_requested()
             raise
 
-    def draw(self, log: MetricLog) -> None:
-        """Draw the figures of the run so far, and a picture for TensorBoard."""
-        figures, labels = self.folder / "figures", self.data.val.labels.cpu()
-        run_figures.draw_metrics(self.state.metrics, figures, self.args.train_vi_len - 1)
+    def draw(self, keeps_gif: bool, is_last: bool) -> None:
+        """Draw the figures of the run so far: at its end at once, before that beside the training."""
+        figures = RunFigures(self.folder.absolute() / "figures", self.state.metrics, self.args.train_vi_len - 1,
+                             self.data.val.labels.cpu(), self.validation, keeps_gif)
         if self.validation is not None:
-            epoch, evaluation = self.validation
-            run_figures.draw_validation(evaluation, labels, f"epoch {epoch}", figures)
-            if self.args.store_visualization:
-                run_figures.keep_gif(figures, epoch)
-            log.add_picture(run_figures.sample_picture(evaluation, labels), epoch)
+            self.writer.log.add_picture(sample_picture(self.validation[1], figures.labels), self.validation[0])
+        if is_last:
+            self.drawing.wait()
+            figures.draw()
+        else:
+            self.drawing.start(figures)
 
-    def draw_missing(self, log: MetricLog) -> None:
-        """Draw the figures of the latest epoch=N.ckpt where a process died before it drew them. A signal counts after
-        that: the other ranks, which have no part in it, cannot be asked."""
-        if (path := find_undrawn(self.folder, self.args.store_visualization)) is None:
-            return
+    def draw_missing(self, path: Path) -> None:
+        """Draw the figures of a complete run whose process died before that. ``path``: its last epoch=N.ckpt."""
         print(f"drawing the missing or outdated figures of {path.name}", flush=True)
         try:
             saved = checkpoint.read(path)
             self.validation = saved["epoch"] - 1, evaluate_checkpoint(saved, self.args, self.data.val, self.device)
         except ValueError as error:
             logger.warning("%s has no validation figures: %s", path, error)
-        self.draw(log)
+        self.draw(self.args.store_visualization, is_last=True)
 
     # Stopping
 
@@ -321,7 +323,7 @@ class Trainer:
         number = self.distributed.all_max(self.signals.number or 0)
         if not number:
             return
-        is_saved = not self.distributed.is_main or self.save_last()
+        is_saved = not self.distributed.is_main or self.save()
         state = "the state" if is_saved else "the state before the latest steps, which were skipped"
         raise Interrupted(f"{signal.Signals(number).name}: stopped {self.state.describe_place()}; "
                           f"{self.folder / 'last.ckpt'} holds {state}, continue with --resume", number)
@@ -331,6 +333,8 @@ class Trainer:
         streak, progress, epoch = self.guard.streak.tolist(), self.state.progress, self.state.epoch
         if streak[0] >= MAX_SKIPPED or (progress.is_complete and progress.sums.clips.item() == 0):
             place = f"clip {progress.clips} of epoch {epoch}"
+            if self.distributed.is_main:
+                self.save()
             raise BadInput(describe_divergence(self.args, streak, place, progress.lr, self.kl_annealing(epoch)))
 
     def _check_finite(self) -> None:
@@ -340,19 +344,17 @@ class Trainer:
 
     # Checkpoints
 
-    def save(self, path: Path, with_replay: bool = False) -> None:
-        """Write what resuming and generating need. Changes nothing. BadInput: the state is not finite."""
+    def state_dict(self, with_replay: bool) -> dict:
+        """What a checkpoint holds, for resuming and generating. BadInput: the state is not finite."""
         self._check_finite()
-        checkpoint.save(path, self.state.state_dict(self.data.pose_sample, with_replay) | describe_settings(self.args))
+        return self.state.state_dict(self.data.pose_sample, with_replay) | describe_settings(self.args)
 
-    def save_last(self) -> bool:
-        """Replace last.ckpt, unless steps are being skipped: then the weights may be the cause, and a run that resumes
-        from an older last.ckpt repeats these steps with the same outcome. Returns whether it was replaced."""
-        if self.guard.streak[0] > 0:
-            return False
-        self.save(self.folder / "last.ckpt", with_replay=True)
-        self.saved_at = time.monotonic()
-        return True
+    def save(self) -> bool:
+        """Write tables, best.ckpt and last.ckpt; not the latter while steps are being skipped: then the weights may be
+        the cause, and a run that resumes from an older last.ckpt repeats these steps with the same outcome. Returns
+        whether last.ckpt was written."""
+        self.writer.write(with_last=(is_finite := bool(self.guard.streak[0] == 0)))
+        return is_finite
 
 
 # The program
@@ -411,7 +413,7 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
     args, data, state = trainer.args, trainer.data, trainer.state
     if plan.start is not Start.RESUME or not (plan.folder / "best.ckpt").exists():
         state.best_psnr = -math.inf  # that of a run in another folder: this one needs a best.ckpt of its own
-    trainer.save(plan.folder / "last.ckpt", with_replay=True)  # from now on there is something to resume
+    trainer.save()  # from now on there is something to resume
     plan.delete_replaced(state.epoch)
     write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
     parameters = sum(map(torch.numel, trainer.model.parameters()))
@@ -432,8 +434,7 @@ def test(given: GivenFlags) -> None:
     with as_bad_input(f"--ckpt_path {path}"):
         evaluation = evaluate_checkpoint(state, args, val, device)
     trained = "unknown epochs" if state["epoch"] is None else f"{state['epoch']} epochs"
-    run_figures.draw_validation(evaluation, val.labels.cpu(), f"after {trained}", Path(args.save_root) / "figures",
-                                "test_")
+    draw_validation(evaluation, val.labels.cpu(), f"after {trained}", Path(args.save_root) / "figures", "test_")
     print(f"validation of {path} after {trained}, z from the {args.val_latent}, {len(val.frames) - 1} frames: "
           f"{evaluation}, loss {evaluation.mse:.6f}")
 

@@ -114,7 +114,7 @@ def test_a_step_after_loading_is_that_of_the_run_that_was_saved(data, tmp_path, 
     before, after = batches(first)
     first.state.progress = EpochProgress.begin(torch.arange(3), cuda)
     step(first, before)
-    first.save(tmp_path / "last.ckpt", with_replay=True)
+    checkpoint.save(tmp_path / "last.ckpt", first.state_dict(with_replay=True))
     second.state.load_state_dict(checkpoint.read(tmp_path / "last.ckpt"))
     for trainer in (first, second):
         trainer.state.progress.sums.add(trainer.train_step(after, torch.tensor([False]), 0.1, 0.01))

@@ -19,6 +19,7 @@ import kill_run
 import Tester
 import Trainer
 from conftest import TINY, contents, read_csv
+from modules.plots.background import BackgroundDrawing
 from modules.training import checkpoint
 from modules.training.metric_log import METRICS, TIMING
 from training.run_helpers import batches, make_trainer, train
@@ -149,11 +150,15 @@ def test_the_first_line_names_the_recipe_also_when_the_run_is_resumed(data, tmp_
 
 # Validation
 
-def test_validation_where_asked_and_in_the_last_epoch(data, tmp_path, no_figures):
+def test_validation_where_asked_and_in_the_last_epoch(data, tmp_path, no_figures, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(BackgroundDrawing, "is_due", lambda self: True)
+    monkeypatch.setattr(BackgroundDrawing, "start", lambda self, figures: drawn.append(len(figures.metrics)))
     rows = train(data, tmp_path / "run", "--num_epoch", 4, "--val_every", 3, "--per_save", 2)
     assert [row["val_psnr"] != "" for row in rows] == [True, False, False, True]
     assert {path.name for path in (tmp_path / "run").glob("epoch*")} == {"epoch=0.ckpt", "epoch=2.ckpt", "epoch=3.ckpt"}
-    # Pictures bear the epoch of the validation that they show: at the save in epoch 2 it is that of epoch 0.
+    assert drawn == [1, 2, 3]  # the last epoch's are drawn at once
+    # Pictures bear the epoch of the validation that they show: in epochs 1 and 2 it is that of epoch 0.
     assert {event.step for event in read_events(tmp_path / "run").Images("val/truth_prediction_pose")} == {0, 3}
 
 

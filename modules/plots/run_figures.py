@@ -1,5 +1,6 @@
 """The figures of a training run."""
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,17 +11,39 @@ from modules.plots import curves, video
 from utils import atomic_write
 
 
-def draw_metrics(metrics: list[dict], folder: Path, frames_per_clip: int) -> None:
-    """Draw loss.png and teacher_forcing.png from the rows of metrics.csv.
+@dataclass
+class RunFigures:
+    """The figures/ folder of a run, and what its figures show.
 
     Parameters
     ----------
-    frames_per_clip : predicted frames of a training clip, over which its losses in ``metrics`` are summed.
+    folder : of the figures.
+    metrics : rows of metrics.csv.
+    frames_per_clip : predicted frames of a training clip, over which the losses in ``metrics`` are summed.
+    labels : uint8 (T, 3, H, W), of the validation sequence.
+    validation : the latest, with its epoch; None: there is none.
+    keeps_gif : keep val.gif of this epoch as val_epoch=N.gif.
     """
-    history = [row | {key: row[key] / frames_per_clip for key in ("train_loss", "train_mse", "train_kl")}
-               for row in metrics]
-    curves.plot_losses(history, folder / "loss.png")
-    curves.plot_teacher_forcing(history, folder / "teacher_forcing.png")
+    folder: Path
+    metrics: list[dict]
+    frames_per_clip: int
+    labels: Tensor
+    validation: tuple[int, Evaluation] | None
+    keeps_gif: bool = False
+
+    def draw(self) -> None:
+        """Draw loss.png, teacher_forcing.png and, of the validation, psnr_per_frame.png and val.gif."""
+        history = [row | {key: row[key] / self.frames_per_clip for key in ("train_loss", "train_mse", "train_kl")}
+                   for row in self.metrics]
+        curves.plot_losses(history, self.folder / "loss.png")
+        curves.plot_teacher_forcing(history, self.folder / "teacher_forcing.png")
+        if self.validation is None:
+            return
+        epoch, evaluation = self.validation
+        draw_validation(evaluation, self.labels, f"epoch {epoch}", self.folder)
+        if self.keeps_gif:
+            with atomic_write(self.folder / f"val_epoch={epoch}.gif") as temporary:
+                shutil.copyfile(self.folder / "val.gif", temporary)
 
 
 def draw_validation(evaluation: Evaluation, labels: Tensor, when: str, folder: Path, prefix: str = "") -> None:
@@ -28,12 +51,6 @@ def draw_validation(evaluation: Evaluation, labels: Tensor, when: str, folder: P
     rollout = curves.Rollout(evaluation.psnr[1:], evaluation.psnr_repeat_first[1:])
     curves.plot_psnr({"prediction": rollout}, folder / f"{prefix}psnr_per_frame.png", f"Validation, {when}")
     video.side_by_side_gif(evaluation.truth, evaluation.video, labels, folder / f"{prefix}val.gif")
-
-
-def keep_gif(folder: Path, epoch: int) -> None:
-    """Keep val.gif of this epoch as val_epoch=N.gif."""
-    with atomic_write(folder / f"val_epoch={epoch}.gif") as temporary:
-        shutil.copyfile(folder / "val.gif", temporary)
 
 
 def sample_picture(evaluation: Evaluation, labels: Tensor) -> Tensor:

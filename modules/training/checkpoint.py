@@ -22,10 +22,19 @@ NULLABLE_METRICS = ("val_loss", "val_psnr")
 
 
 def save(path: Path, state: dict) -> None:
+    write(path, serialize(state))
+
+
+def serialize(state: dict) -> memoryview:
+    """The content of a checkpoint file."""
     buffer = io.BytesIO()  # torch's own file writer hides why a disk refuses
     torch.save({"format": FORMAT, **state}, buffer)
+    return buffer.getbuffer()
+
+
+def write(path: Path, content: memoryview) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(content)
 
 
 def evaluated_weights(state: dict) -> dict[str, Tensor]:

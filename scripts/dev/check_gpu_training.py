@@ -96,8 +96,8 @@ class CountingTrainer(Trainer.Trainer):
     """Notes how many graphs torch.compile has compiled by the end of each epoch."""
     graphs: list[int] = []
 
-    def finish_epoch(self, log) -> None:
-        super().finish_epoch(log)
+    def finish_epoch(self) -> None:
+        super().finish_epoch()
         self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 

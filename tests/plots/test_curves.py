@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from plot_helpers import HISTORIES, NAN, figure_of, legend_of, make_history
 
-from modules.plots import curves, run_figures, style
+from modules.plots import curves, style
+from modules.plots.run_figures import RunFigures
 
 
 @pytest.mark.filterwarnings("error")
@@ -42,7 +43,7 @@ def test_training_and_validation_error_share_an_axis_per_frame(name, place, tmp_
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: figures.update({Path(file).name: figure}))
     monkeypatch.setattr(style, "atomic_write", contextlib.nullcontext)  # hands on the path
     rows = [row | {"train_mse": 0.6, "train_loss": 0.9, "val_loss": 0.05} for row in make_history(3)]
-    run_figures.draw_metrics(rows, tmp_path, frames_per_clip=15)
+    RunFigures(tmp_path, rows, frames_per_clip=15, labels=torch.zeros(0), validation=None).draw()
     panel = figures[name].axes[place]
     assert [line.get_ydata()[0] for line in panel.get_lines()] == pytest.approx([0.04, 0.05])
     assert rows[0]["train_mse"] == 0.6  # the rows are those of metrics.csv

@@ -91,7 +91,8 @@ def test_the_advice_names_the_flag_that_is_the_cause(flags, advice):
 def test_an_epoch_without_a_finite_step_ends_the_run(data, tmp_path, refused, no_figures, monkeypatch):
     spoil(monkeypatch, {2, 3})
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *RUN)
-    assert "2 steps in a row" in message and checkpoint.read(tmp_path / "run" / "last.ckpt")["epoch"] == 1
+    assert "2 steps in a row" in message and checkpoint.read(tmp_path / "run" / "last.ckpt")["epoch"] == 0
+    assert checkpoint.read(tmp_path / "run" / "best.ckpt")["epoch"] == 1  # which the message recommends
 
 
 def test_last_ckpt_is_not_replaced_while_steps_are_skipped(whole_run, data, tmp_path, no_figures):
@@ -140,5 +141,5 @@ def test_non_finite_weights_are_never_saved(data, tmp_path):
     trainer = make_trainer(data, *RUN)
     next(trainer.model.parameters()).data[0] = math.nan
     with pytest.raises(BadInput, match="non-finite weights"):
-        trainer.save(tmp_path / "last.ckpt")
+        trainer.save()
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,8 @@ import torch
 
 import kill_run
 import Trainer
-from conftest import TINY
-from modules.training import checkpoint
+from conftest import TINY, read_csv
+from modules.training import checkpoint, run_writer
 from training.run_helpers import RUN, train, train_undisturbed, train_until
 from utils import BadInput
 
@@ -66,6 +66,23 @@ def test_a_kill_at_a_random_moment_loses_nothing(whole_run, data, tmp_path, no_f
     kill_run.interrupt(flags, tmp_path / "run", "KILL", random.uniform(0, 0.1), torch.get_num_threads())
     train(data, tmp_path / "run", "--resume")
     kill_run.compare(tmp_path / "run", whole_run)
+
+
+@pytest.mark.parametrize("seconds, saved", [(30, 0), (0, 2)])
+def test_a_run_whose_epochs_take_seconds_is_saved_by_the_clock(seconds, saved, whole_run, data, tmp_path, no_figures,
+                                                               monkeypatch):
+    """It dies in its third epoch without a signal. The tables and best.ckpt are never ahead of last.ckpt."""
+    run, train_one_epoch = tmp_path / "run", Trainer.Trainer.train_one_epoch
+    monkeypatch.setattr(run_writer, "SECONDS", seconds)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer.Trainer, "train_one_epoch",
+                      lambda self: train_one_epoch(self) if self.state.epoch < 2 else 1 / 0)
+        train(data, run, *RUN)
+    assert checkpoint.read(run / "last.ckpt")["epoch"] == len(read_csv(run / "metrics.csv")) == saved
+    assert (run / "best.ckpt").exists() == (run / "psnr_best.csv").exists() == (saved > 0)
+    assert (run / "epoch=0.ckpt").exists()  # as often as --per_save says
+    train(data, run, "--resume")
+    kill_run.compare(run, whole_run)
 
 
 def test_an_epoch_whose_clips_have_changed_starts_again(data, tmp_path, no_figures, capsys):
