@@ -91,6 +91,14 @@ def test_best_small_is_best_with_a_small_network():
     assert best["replay"] == 0.95 and best["decoder_variance"] == "optimal" and best["F_dim"] == 128
 
 
+def test_best_gpu_is_best_with_a_larger_batch_and_as_many_updates():
+    best, gpu = settings("--recipe", "best"), settings("--recipe", "best_gpu")
+    changed = {flag for flag in vars(best) if vars(best)[flag] != vars(gpu)[flag]}
+    assert changed == {"recipe", "batch_size", "lr", "warmup", "num_epoch", "val_every", "val_latent", "per_save"}
+    more = gpu.batch_size / best.batch_size
+    assert gpu.num_epoch / best.num_epoch == more and gpu.lr / best.lr == more**0.5
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_holds_differences_only_and_the_command_line_wins(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # found from any working directory
