@@ -173,9 +173,10 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_root holds")
     group.add_argument("--test", action="store_true", help="evaluate --ckpt_path on the validation sequence only")
     group.add_argument("--save_every_minutes", type=number(float, 0), default=10.0,
-                       help="minutes between saves of last.ckpt within a long epoch; 0: only at its end")
+                       help="minutes between saves of last.ckpt within a long epoch, 0: none; the end of an epoch "
+                            "saves it, too, unless the last save was less than 30 seconds ago")
     group.add_argument("--per_save", type=number(int, 1), default=3,
-                       help="epochs between epoch=N.ckpt files and between figures")
+                       help="epochs between epoch=N.ckpt files; figures are drawn every two minutes and at the end")
     group.add_argument("--val_every", type=number(int, 1), default=1, help="epochs between validations")
     add_latent_flag(group)
     group.add_argument("--store_visualization", action=SWITCH, default=False,
