@@ -125,8 +125,8 @@ class Trainer:
         with self.signals, self.drawing:
             if self.distributed.is_main:
                 self.writer.log = MetricLog(self.folder, self.state.metrics, self.state.timing)
-                undrawn = find_undrawn(self.folder, self.args.store_visualization)
-                if undrawn is not None and self.state.epoch >= self.args.num_epoch:
+                is_complete = self.state.epoch >= self.args.num_epoch
+                if undrawn := find_undrawn(self.folder, self.args.store_visualization, is_complete):
                     self.draw_missing(undrawn)
             while self.state.epoch < self.args.num_epoch:
                 self.stop_if_requested()
@@ -253,14 +253,14 @@ class Trainer:
                "val_loss": None if evaluation is None else evaluation.mse,
                "val_psnr": None if evaluation is None else evaluation.mean_psnr}
         self.writer.log.add(row, progress.seconds, time.perf_counter() - began, progress.clips * args.train_vi_len)
-        state.epoch, state.progress, scores = epoch + 1, None, None
+        state.epoch, state.progress, scores, is_best = epoch + 1, None, None, False
         if evaluation is not None:
             self.validation, scores = (epoch, evaluation), (evaluation.psnr, evaluation.psnr_repeat_first)
-            if evaluation.mean_psnr > state.best_psnr:
-                state.best_psnr = evaluation.mean_psnr
-                self.writer.keep_best(epoch, scores)
-        if is_save:
-            self.writer.write_epoch(epoch, scores)
+            is_best = evaluation.mean_psnr > state.best_psnr
+            state.best_psnr = max(evaluation.mean_psnr, state.best_psnr)
+        if is_last:
+            self.drawing.wait()  # figures that are older than the last checkpoint count as missing
+        self.writer.finish_epoch(epoch, scores, is_best, is_save)
         if is_last or self.writer.is_due(at_end=True):
             self.save()
         self._report(row, evaluation)
@@ -300,13 +300,12 @@ class Trainer:
         if self.validation is not None:
             self.writer.log.add_picture(sample_picture(self.validation[1], figures.labels), self.validation[0])
         if is_last:
-            self.drawing.wait()
             figures.draw()
         else:
             self.drawing.start(figures)
 
     def draw_missing(self, path: Path) -> None:
-        """Draw the figures of a complete run whose process died before that. ``path``: its last epoch=N.ckpt."""
+        """Draw the figures of the latest epoch=N.ckpt, ``path``, where a process died before it drew them."""
         print(f"drawing the missing or outdated figures of {path.name}", flush=True)
         try:
             saved = checkpoint.read(path)
@@ -324,7 +323,7 @@ class Trainer:
         if not number:
             return
         is_saved = not self.distributed.is_main or self.save()
-        state = "the state" if is_saved else "the state before the latest steps, which were skipped"
+        state = "the state" if is_saved else "a state from before the latest steps, which were skipped"
         raise Interrupted(f"{signal.Signals(number).name}: stopped {self.state.describe_place()}; "
                           f"{self.folder / 'last.ckpt'} holds {state}, continue with --resume", number)
 

@@ -1,6 +1,7 @@
 """What to change when a run fails or would train little: the flags that help."""
 import argparse
 import math
+from pathlib import Path
 
 from modules.schedulers import LearningRate
 
@@ -63,5 +64,7 @@ def advise_after_divergence(args: argparse.Namespace, mse: float = math.nan, kl:
     advice = [f"a larger {beta}, which ties z to its prior"] * (math.isfinite(mse) and not math.isfinite(kl))
     advice += ["--precision fp32"] * (args.precision == "bf16") + ["--clip_grad 1"] * (args.clip_grad == 0)
     advice += [f"a smaller --lr than {args.lr:g}"]
-    return (f"{args.save_root}/last.ckpt holds the weights before that: continue with --resume and "
-            f"{' or '.join(advice)}, or start from best.ckpt with --ckpt_path and another --save_root")
+    has_best = Path(args.save_root, "best.ckpt").is_file()
+    best = ", or start from best.ckpt with --ckpt_path and another --save_root" if has_best else ""
+    return (f"{args.save_root}/last.ckpt holds weights from before that: continue with --resume and "
+            f"{' or '.join(advice)}{best}")

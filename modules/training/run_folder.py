@@ -18,7 +18,7 @@ from utils import atomic_write, write_json
 MARKER, MARKER_TEXT = ".run", "The folder of a training run, whose files Trainer.py replaces.\n"
 # What a run writes, relative to its folder. Anything else there is the user's and is never deleted.
 RUN_FILES = re.compile(r"\.run|config\.json|(metrics|timing|psnr_best|psnr_epoch=\d+)\.csv|(last|best|epoch=\d+)\.ckpt|"
-                       r"events\.out\.tfevents\.\d+\..+|figures/(loss|teacher_forcing|(test_)?psnr_per_frame)\.png|"
+                       r"events\.out\.tfevents\.\d+\..+|figures/(loss|teacher_forcing|shift_person|(test_)?psnr_per_frame)\.png|"
                        r"figures/(test_val|val|val_epoch=\d+)\.gif")
 
 
@@ -57,18 +57,23 @@ def find_later(folder: Path, epoch: int) -> list[Path]:
     return [path for path in files if int(re.search(r"=(\d+)", path.name)[1]) >= epoch]
 
 
-def find_undrawn(folder: Path, keep_gifs: bool) -> Path | None:
+def find_undrawn(folder: Path, keep_gifs: bool, is_complete: bool = True) -> Path | None:
     """The latest epoch=N.ckpt, if a process died before it drew the figures of that epoch; else None.
 
-    They are drawn after last.ckpt is saved, so that an error while drawing costs no epoch. ``keep_gifs``: whether
-    val_epoch=N.gif is one of them.
+    They are drawn after last.ckpt is saved, so that an error while drawing costs no epoch.
+
+    Parameters
+    ----------
+    keep_gifs : whether val_epoch=N.gif is one of them.
+    is_complete : whether the run has ended. Otherwise the other figures will be drawn again.
     """
     saved = find_epochs(folder)
     if not saved:
         return None
     epoch, path = saved[-1]
     names = ["loss.png", "teacher_forcing.png", "psnr_per_frame.png", "val.gif", f"val_epoch={epoch}.gif"]
-    figures = [folder / "figures" / name for name in (names if keep_gifs else names[:-1])]
+    names = names[0 if is_complete else -1:None if keep_gifs else -1]
+    figures = [folder / "figures" / name for name in names]
     time = path.stat().st_mtime_ns
     is_drawn = all(figure.is_file() and figure.stat().st_mtime_ns >= time for figure in figures)
     return None if is_drawn else path

@@ -1,6 +1,7 @@
 """Writes the checkpoints and tables of a run, as often as the clock says."""
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -16,8 +17,8 @@ SECONDS = 30
 class RunWriter:
     """The files of a run that hold numbers.
 
-    metrics.csv, timing.csv, best.ckpt and last.ckpt are written together, last.ckpt at the end: a run that is resumed
-    from it, even long after the latest epoch that it had finished, repeats exactly what the others do not hold yet.
+    metrics.csv, timing.csv, best.ckpt and last.ckpt are written together, last.ckpt at the end: whatever the others may
+    be ahead of it, where a process dies in between, is repeated by the run that is resumed from it.
 
     Parameters
     ----------
@@ -46,16 +47,17 @@ class RunWriter:
             self.log.write()
         if with_last:
             checkpoint.save(self.folder / "last.ckpt", self.state_dict(True))
-            self.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
 
-    def write_epoch(self, epoch: int, scores: tuple[Tensor, Tensor] | None) -> None:
-        """Write epoch=N.ckpt and psnr_epoch=N.csv. ``scores``: PSNR as ``write_psnr`` takes it; None: not validated."""
-        self._write(f"epoch={epoch}", epoch, checkpoint.serialize(self.state_dict(False)), scores)
-
-    def keep_best(self, epoch: int, scores: tuple[Tensor, Tensor]) -> None:
-        """Let the next ``write`` write best.ckpt and psnr_best.csv as of now. Arguments as in ``write_epoch``."""
-        content = checkpoint.serialize(self.state_dict(False))
-        self._best = lambda: self._write("best", epoch, content, scores)
+    def finish_epoch(self, epoch: int, scores: tuple[Tensor, Tensor] | None, is_best: bool, is_save: bool) -> None:
+        """Write epoch=N.ckpt and psnr_epoch=N.csv where ``is_save``, and let the next ``write`` write best.ckpt and
+        psnr_best.csv as of now where ``is_best``. ``scores``: PSNR as ``write_psnr`` takes it; None: not validated."""
+        if is_best or is_save:
+            content = checkpoint.serialize(self.state_dict(False))
+        if is_best:
+            self._best = partial(self._write, "best", epoch, content, scores)
+        if is_save:
+            self._write(f"epoch={epoch}", epoch, content, scores)
 
     def _write(self, name: str, epoch: int, content: memoryview, scores: tuple[Tensor, Tensor] | None) -> None:
         checkpoint.write(self.folder / f"{name}.ckpt", content)

@@ -2,7 +2,11 @@
 
     python -m pytest tests/plots/test_background.py
 """
+import errno
+import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,10 @@ import torch
 from plot_helpers import make_history
 
 from modules.evaluation.evaluate import score
+from modules.plots import background
 from modules.plots.background import BackgroundDrawing
 from modules.plots.run_figures import RunFigures
+from training.run_helpers import train_until
 
 NAMES = {"loss.png", "teacher_forcing.png", "psnr_per_frame.png", "val.gif", "val_epoch=2.gif"}
 
@@ -36,8 +42,11 @@ def test_a_run_that_ends_with_an_error_waits_for_no_other_figure(tmp_path):
     with pytest.raises(ZeroDivisionError), BackgroundDrawing() as drawing:
         drawing.start(figures_in(tmp_path / "figures", keeps_gif=False))
         process = drawing.process
+        assert os.getsid(process.pid) != os.getsid(0)  # Ctrl-C does not reach it
+        while not (tmp_path / "figures").exists():
+            time.sleep(0.01)
         raise ZeroDivisionError
-    assert process.returncode in (1, -signal.SIGTERM) and not list(tmp_path.rglob("*.tmp"))
+    assert process.returncode in (0, 1) and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_figures_that_cannot_be_drawn_cost_a_warning(tmp_path, capsys):
@@ -48,8 +57,70 @@ def test_figures_that_cannot_be_drawn_cost_a_warning(tmp_path, capsys):
     assert "figures could not be drawn" in said and str(tmp_path / "figures") in said and "Traceback" not in said
 
 
-def test_drawing_is_due_by_the_clock(monkeypatch):
-    drawing = BackgroundDrawing()
-    assert not drawing.is_due()
-    drawing.began_at -= 121
-    assert drawing.is_due()
+def test_no_figure_is_drawn_once_the_training_has_been_killed(tmp_path, monkeypatch, capsys):
+    """Another process may have replaced the run."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as if this process, the parent, had been another
+    with BackgroundDrawing() as drawing:
+        drawing.start(figures_in(tmp_path / "figures"))
+    assert "exit code 1" in capsys.readouterr().err and not list(tmp_path.rglob("*.gif"))
+
+
+# With a stand-in for the process that draws
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch) -> Path:
+    """Writes begin and end to a file, half a second apart. The file."""
+    file = tmp_path / "log"
+    code = f"""import time
+for word in ("begin", "end"):
+    print(word, file=open({str(file)!r}, "a"), flush=True)
+    time.sleep(0.3)"""
+    monkeypatch.setattr(background, "COMMAND", [sys.executable, "-c", code])
+    return file
+
+
+def test_one_drawing_begins_when_the_other_has_ended(tmp_path, stand_in):
+    with BackgroundDrawing() as drawing:
+        drawing.start(figures_in(tmp_path))
+        drawing.start(figures_in(tmp_path))
+    assert stand_in.read_text().split() == ["begin", "end"] * 2
+
+
+@pytest.mark.parametrize("code, reason", [("raise SystemExit(3)", "exit code 3"), ("raise OSError('why')", "why")])
+def test_the_warning_names_the_reason(code, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(background, "COMMAND", [sys.executable, "-c", code])
+    with BackgroundDrawing() as drawing:
+        drawing.start(figures_in(tmp_path))
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tempfile.TemporaryFile", "subprocess.Popen"])
+def test_a_drawing_that_cannot_begin_costs_a_warning(name, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(name, refuse)
+    with BackgroundDrawing() as drawing:
+        drawing.start(figures_in(tmp_path))
+    assert "figures could not be drawn (No space left on device)" in capsys.readouterr().err
+
+
+def test_drawing_is_due_by_the_clock(tmp_path, stand_in):
+    with BackgroundDrawing() as drawing:
+        assert not drawing.is_due()
+        drawing.began_at -= 121
+        assert drawing.is_due()
+        drawing.start(figures_in(tmp_path))
+        assert not drawing.is_due()
+
+
+def test_a_stopped_run_leaves_no_drawing_behind(data, tmp_path, stand_in, monkeypatch):
+    """--save_root is relative, but not to the folder in which the process runs."""
+    monkeypatch.setattr(background, "SECONDS", 0)
+    started, start = [], BackgroundDrawing.start
+    monkeypatch.setattr(BackgroundDrawing, "start", lambda self, figures: (
+        start(self, figures), started.append((figures.folder, self.process))))
+    monkeypatch.chdir(tmp_path)
+    train_until(10, data, Path("run"), "--num_epoch", 9, "--val_every", 9)
+    (folder, process), = started
+    assert folder == tmp_path / "run" / "figures" and process.returncode == -signal.SIGTERM

@@ -16,7 +16,7 @@ from conftest import TINY, read_csv
 from kill_run import same
 from modules.config.advice import advise_after_divergence
 from modules.config.trainer_flags import merge_flags, parse_command_line
-from modules.training import checkpoint
+from modules.training import checkpoint, run_writer
 from training.run_helpers import RUN, batches, make_trainer, train, train_undisturbed, train_until
 from utils import BadInput
 
@@ -89,10 +89,13 @@ def test_the_advice_names_the_flag_that_is_the_cause(flags, advice):
 
 
 def test_an_epoch_without_a_finite_step_ends_the_run(data, tmp_path, refused, no_figures, monkeypatch):
-    spoil(monkeypatch, {2, 3})
-    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", *RUN)
-    assert "2 steps in a row" in message and checkpoint.read(tmp_path / "run" / "last.ckpt")["epoch"] == 0
-    assert checkpoint.read(tmp_path / "run" / "best.ckpt")["epoch"] == 1  # which the message recommends
+    for name, seconds, saved in (("short", 30, 0), ("long", 0, 1)):
+        monkeypatch.setattr(run_writer, "SECONDS", seconds)
+        spoil(monkeypatch, {2, 3})
+        run = tmp_path / name
+        message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", run, *RUN)
+        assert "2 steps in a row" in message and checkpoint.read(run / "last.ckpt")["epoch"] == saved
+        assert (run / "best.ckpt").exists() == ("start from best.ckpt" in message) == (saved > 0)
 
 
 def test_last_ckpt_is_not_replaced_while_steps_are_skipped(whole_run, data, tmp_path, no_figures):
