@@ -35,7 +35,7 @@ from modules.evaluation.evaluate import Evaluation, evaluate
 from modules.evaluation.metrics import psnr
 from modules.objective import clip_loss
 from modules.plots.background import BackgroundDrawing
-from modules.plots.run_figures import RunFigures, draw_validation, sample_picture
+from modules.plots.run_figures import RunFigures, draw_shifts, draw_validation, sample_picture
 from modules.training import checkpoint
 from modules.training.distributed import DistributedContext
 from modules.training.metric_log import MetricLog, describe_epoch
@@ -148,19 +148,20 @@ class Trainer:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch, loader = self.args, self.state.epoch, self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
+        if self.data.person_shift is not None:
+            self.data.person_shift.begin_epoch(epoch, self.state.replay if self.state.progress is None else None)
         progress = self.state.begin_epoch(len(loader.starts))
         began, shown = time.perf_counter() - progress.seconds, -math.inf
         shard = self.distributed.shard(loader.batch_size)
         self.model.compiled_batch = shard.stop - shard.start  # other sizes, such as the last batch's, run uncompiled
         self.model.train()
-        forcing_generator = self.generators["teacher_forcing"]
         batches = loader.batches(progress.order[progress.clips:], self.distributed.shard, self.generators["crop"],
                                  self.generators["random_frame"])
         with progress_bar(batches, f"epoch {epoch}/{args.num_epoch - 1}", len(loader), unit="batch",
                           initial=progress.clips // loader.batch_size) as bar:
             for step, batch in enumerate(bar, start=1):
                 clips = min(loader.batch_size, len(progress.order) - progress.clips)  # of the whole batch
-                forced = progress.draw_teacher_forcing(args.tf_draw, ratio, clips, forcing_generator)
+                forced = progress.draw_teacher_forcing(args.tf_draw, ratio, clips, self.generators["teacher_forcing"])
                 # At the middle of the step, so that an epoch's mean rate does not depend on the batch size.
                 progress.lr = self.learning_rate(epoch + (progress.clips + clips / 2) / len(progress.order))
                 progress.sums.add(self.train_step(batch, forced, beta, progress.lr))
@@ -225,9 +226,9 @@ class Trainer:
                 self.state.ema.update_parameters(self.model, is_finite)
             if self.state.replay is not None:
                 # Only uncropped clips are stored. Every rank stores those of all ranks.
-                index, predictions, is_kept = (self.distributed.all_shards(part, clips) for part in (
-                    batch.index[:, 1:], predictions.detach(), (batch.is_whole & is_finite).int()))
-                self.state.replay.remember(index, predictions, is_kept[:, None] > 0)
+                index, predictions, is_kept, offset = (self.distributed.all_shards(part, clips) for part in (
+                    batch.index[:, 1:], predictions.detach(), (batch.is_whole & is_finite).int(), batch.offset))
+                self.state.replay.remember(index, predictions, is_kept[:, None] > 0, offset)
             return EpochSums.of_step(sums, clips, is_finite)
 
     # Between epochs
@@ -332,8 +333,6 @@ class Trainer:
         streak, progress, epoch = self.guard.streak.tolist(), self.state.progress, self.state.epoch
         if streak[0] >= MAX_SKIPPED or (progress.is_complete and progress.sums.clips.item() == 0):
             place = f"clip {progress.clips} of epoch {epoch}"
-            if self.distributed.is_main:
-                self.save()
             raise BadInput(describe_divergence(self.args, streak, place, progress.lr, self.kl_annealing(epoch)))
 
     def _check_finite(self) -> None:
@@ -415,10 +414,10 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
     trainer.save()  # from now on there is something to resume
     plan.delete_replaced(state.epoch)
     write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
-    parameters = sum(map(torch.numel, trainer.model.parameters()))
-    print(f"{len(data.loader.starts)} clips, {parameters:,} parameters, {trainer.distributed.world_size} x "
-          f"{trainer.device.type}, run folder {plan.folder}", flush=True)
-    announce_start(args, state, saved, trainer.learning_rate, data.loader, data.fast_loader)
+    if data.person_shift is not None:
+        draw_shifts(data.person_shift, data.loader.labels, plan.folder / "figures" / "shift_person.png")
+    place = f"{trainer.distributed.world_size} x {trainer.device.type}, run folder {plan.folder}"
+    announce_start(args, state, saved, trainer.learning_rate, data, place)
 
 
 def test(given: GivenFlags) -> None:

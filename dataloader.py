@@ -24,6 +24,7 @@ from torch import Tensor
 from modules.data import image_file
 from modules.data.augmentation import crop, draw_windows
 from modules.data.frame_cache import FrameCache
+from modules.data.person_shift import PersonShift
 from utils import BadInput, as_bad_input, check_writable, progress_bar
 
 FRAME_NAME = re.compile(r"(?P<prefix>\D*)(?P<number>\d+)\.png", re.IGNORECASE)
@@ -292,6 +293,7 @@ class Clips(NamedTuple):
     is_whole: Tensor | None = None  # bool (B,), whether a clip is uncropped
     random_frame: Tensor | None = None  # float (B, 3, H, W), another frame of the segment, cropped as the clip is
     random_index: Tensor | None = None  # int64 (B,), its position in the recording
+    offset: Tensor | None = None  # int64 (B,), by how many pixels the person is shifted
 
 
 class ClipLoader:
@@ -304,6 +306,7 @@ class ClipLoader:
     crop_fraction : fraction of the clips that are cropped at random, all frames and poses of a clip alike.
     with_random_frame : whether to draw another frame for each clip from its segment: other segments may show
         another scene.
+    person_shift : shifts the person of each clip by the offset of the clip's last frame.
 
     Raises
     ------
@@ -311,7 +314,7 @@ class ClipLoader:
     """
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, crop_fraction: float = 0.0,
-                 with_random_frame: bool = False):
+                 with_random_frame: bool = False, person_shift: PersonShift | None = None):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise ValueError(f"no {length} consecutive frames in the training data ({len(recording.numbers)} frames in "
@@ -322,6 +325,7 @@ class ClipLoader:
         self.segment_begin, self.segment_length = bounds[segment], bounds.diff()[segment]
         self.window = torch.arange(length, device=self.frames.device)
         self.batch_size, self.crop_fraction, self.with_random_frame = batch_size, crop_fraction, with_random_frame
+        self.person_shift = person_shift
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -347,6 +351,10 @@ class ClipLoader:
             index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
             frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
+            offset = torch.zeros(len(index), dtype=torch.int64, device=frames.device)
+            if self.person_shift is not None:
+                offset = self.person_shift.offsets[index[:, -1]]
+                frames, labels = self.person_shift.apply(frames, labels, index, offset)
             random_frame = random_index = None
             if self.with_random_frame:
                 position = torch.rand(count, generator=frame_generator, dtype=torch.float64)[part]
@@ -359,7 +367,7 @@ class ClipLoader:
                 frames, labels, is_whole = crop(frames, windows), crop(labels, windows), windows[:, 2] == 1
                 if random_frame is not None:
                     random_frame = crop(random_frame[:, None], windows)[:, 0]
-            yield Clips(frames, labels, index, is_whole, random_frame, random_index)
+            yield Clips(frames, labels, index, is_whole, random_frame, random_index, offset)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -379,6 +387,7 @@ class Data:
     pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
     checksum: int  # of the training recording
+    person_shift: PersonShift | None = None  # of both loaders
 
     def __repr__(self) -> str:
         return f"Data(training on {len(self.loader.starts)} clips of {describe_frames(self.frames)}, val={self.val})"
@@ -413,14 +422,20 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
     # With replay a clip begins with the frame that the previous clip predicts last.
     stride = args.clip_stride or args.train_vi_len - (args.replay > 0)
     with_random_frame = args.reference_frame or args.feed == "first" or args.any_first > 0
+    person_shift = None
+    if args.shift_person:
+        part = train.head(int(max(args.partial, args.fast_partial * args.fast_train) * len(train.numbers) + 1e-9))
+        with as_bad_input(f"--shift_person, --DR {root}"):
+            person_shift = PersonShift(part.frames, part.labels, segments(part.numbers), args.shift_person, args.seed)
 
     def make_loader(flag: str) -> ClipLoader:
         fraction = getattr(args, flag)
         part = train.head(int(fraction * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
         with as_bad_input(f"--DR {root}, --{flag} {fraction:g}, --train_vi_len {args.train_vi_len}"):
-            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame)
+            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame,
+                              person_shift)
 
     loader = make_loader("partial")
     pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
     return Data(loader, make_loader("fast_partial") if args.fast_train else None, val, pose_sample, train.frames,
-                checksum)
+                checksum, person_shift)

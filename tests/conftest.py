@@ -4,6 +4,7 @@ The pixels come from a fixed numpy seed and are stored in the very size that the
 resizing has a part in them.
 """
 import csv
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def write_split(root: Path, split: str, count: int, seed: int, numbers=None) -> 
     frames, labels = make_video(count, seed)
     write_pngs(root / split / f"{split}_img", frames, numbers)
     write_pngs(root / split / f"{split}_label", labels, numbers)
+
+
+def write_walk(root: Path) -> None:
+    """Replace root/train by two recordings of a bar that crosses the picture and comes back, without its edges."""
+    frames, labels = make_video(24, 0)
+    frames[:], labels[:] = np.median(frames, axis=0), 0
+    for number, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+        place = 2 + min(number, 23 - number)
+        frame[:, place], label[:, place] = (250, 200, 30), 255
+    for images, name in ((frames, "train_img"), (labels, "train_label")):
+        shutil.rmtree(root / "train" / name)
+        write_pngs(root / "train" / name, images, [*range(12), *range(20, 32)])
 
 
 def write_sequence(root: Path, name: str, count: int, seed: int) -> None:

@@ -12,7 +12,7 @@ import torch
 import kill_run
 import Tester
 import Trainer
-from conftest import TINY, contents, read_csv
+from conftest import TINY, contents, read_csv, write_walk
 from dataloader import Clips, load_data
 from emulated_cuda import emulate, host_never_waits
 from modules.config.trainer_flags import merge_flags, parse_command_line
@@ -79,8 +79,11 @@ def test_a_step_on_cuda_is_that_on_a_cpu_and_never_waits(forced, flags, data):
     torch.testing.assert_close(found, expected, **tolerance)
 
 
-def test_a_batch_is_read_without_waiting(data, cuda):
-    trainer = make_trainer(data, cuda, *STEP, "--crop_fraction", 0.5, "--any_first", 0.5, "--batch_size", 1)
+def test_a_batch_is_read_without_waiting(own_data, cuda):
+    write_walk(own_data)
+    trainer = make_trainer(own_data, cuda, *STEP, "--crop_fraction", 0.5, "--any_first", 0.5, "--batch_size", 1,
+                           "--shift_person", 1, "--replay", 1)
+    trainer.data.person_shift.begin_epoch(0, trainer.state.replay)
     epoch = batches(trainer)
     next(epoch)  # the order of the clips is copied once
     with host_never_waits():

@@ -1,6 +1,5 @@
 """What a run says about itself: what it trains, where it continues, and which flags do nothing."""
 import argparse
-from collections.abc import Sized
 
 from modules.config.advice import advise_on_length, advise_on_rate
 from modules.config.trainer_flags import CALL_FLAGS, make_parser
@@ -21,15 +20,19 @@ def announce(args: argparse.Namespace, given: dict) -> None:
 
 
 def announce_start(args: argparse.Namespace, state: TrainingState, saved: dict | None, learning_rate: LearningRate,
-                   loader: Sized, fast_loader: Sized | None) -> None:
-    """Print where a run continues, and what to change where it would learn little.
+                   data: object, place: str) -> None:
+    """Print what a run trains on and where it continues, and what to change where it would learn little.
 
     Parameters
     ----------
     saved : the checkpoint that it continues, from ``checkpoint.read``; None for a new run.
-    loader, fast_loader : of the batches of an epoch, and of each of the fast ones at the start, if any.
+    data : the run's ``Data``. place : its devices and folder.
     """
-    lines = [advise_on_length(args, len(loader), len(fast_loader or ()))]
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    print(f"{len(data.loader.starts)} clips, {parameters:,} parameters, {place}", flush=True)
+    lines = [advise_on_length(args, len(data.loader), len(data.fast_loader or ()))]
+    if data.person_shift is not None:
+        lines.insert(0, f"--shift_person: {data.person_shift}; figures/shift_person.png shows it")
     if saved is not None:
         lines.insert(0, describe_continuation(args, saved, state))
         if args.num_epoch > saved["flags"].get("num_epoch", args.num_epoch):

@@ -70,6 +70,10 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--crop_fraction", type=number(float, 0, 1), default=0.0,
                        help="fraction of the training clips that are randomly cropped (one window per clip, at least "
                             "half of each side, resized back)")
+    group.add_argument("--shift_person", type=number(float, 0, 1), default=0.0,
+                       help="fraction of the stretches of 96 frames in which the person and its pose are moved "
+                            "sideways, by one offset in an epoch, in front of the recording's background; the camera "
+                            "must stand still (figures/shift_person.png shows the result)")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup) -> None:

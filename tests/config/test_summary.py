@@ -58,13 +58,22 @@ def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
     assert capsys.readouterr().err.count("\n") == bool(idle)
 
 
+class Loader(list):
+    """Of batches."""
+    starts = (0, 2, 4)
+
+
 def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None, recording=7):
     """What a run prints when it starts with ``flags``, from a checkpoint of a run with the flags ``saved``, if any."""
     args, _ = parse(*flags)
     state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}, "recording": 7}
-    place = SimpleNamespace(epoch=epoch, progress=progress, recording=recording)
-    announce_start(args, place, state, make_schedules(args)[2], range(batches), None if fast is None else range(fast))
-    return capsys.readouterr().out
+    run = SimpleNamespace(epoch=epoch, progress=progress, recording=recording, model=torch.nn.Linear(2, 3))
+    data = SimpleNamespace(loader=Loader(range(batches)), person_shift=None,
+                           fast_loader=None if fast is None else Loader(range(fast)))
+    announce_start(args, run, state, make_schedules(args)[2], data, "1 x cpu, run folder run")
+    first, rest = capsys.readouterr().out.split("\n", 1)
+    assert first == "3 clips, 9 parameters, 1 x cpu, run folder run"
+    return rest
 
 
 @pytest.mark.parametrize("saved, flags, line", [

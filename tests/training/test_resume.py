@@ -13,7 +13,7 @@ import torch
 
 import kill_run
 import Trainer
-from conftest import TINY, read_csv
+from conftest import TINY, read_csv, write_walk
 from modules.training import checkpoint, run_writer
 from training.run_helpers import RUN, train, train_undisturbed, train_until
 from utils import BadInput
@@ -47,6 +47,19 @@ def test_a_run_can_be_stopped_again_and_again(whole_run, data, tmp_path, no_figu
         train_until(look, data, tmp_path / "run", *RUN, "--resume")
     train(data, tmp_path / "run", *RUN, "--resume")
     kill_run.compare(tmp_path / "run", whole_run)
+
+
+def test_a_run_with_shifted_persons_can_be_stopped(own_data, tmp_path, no_figures):
+    """The stored predictions are moved once, where an epoch begins, also if it is then interrupted."""
+    data, flags = own_data, [*RUN, "--shift_person", 1, "--val_every", 3]
+    write_walk(data)
+    train(data, tmp_path / "whole", *flags)
+    offsets = checkpoint.read(tmp_path / "whole" / "last.ckpt")["replay"]["offsets"]
+    assert len(offsets.unique()) > 1
+    for look in (3, 3, 2, 2):
+        train_until(look, data, tmp_path / "run", *flags, "--resume")
+    train(data, tmp_path / "run", *flags, "--resume")
+    kill_run.compare(tmp_path / "run", tmp_path / "whole")
 
 
 def test_saves_within_an_epoch_change_nothing_and_fit_their_weights(whole_run, data, tmp_path, no_figures, monkeypatch):

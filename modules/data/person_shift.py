@@ -1,0 +1,212 @@
+"""Shift augmentation: the person of a recording by a still camera, moved sideways in front of its background."""
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+STRETCH = 96  # consecutive frames that are shifted alike: a rollout of many steps sees no jump
+LARGEST = 3 / 16  # of the width of a frame
+# Sizes in frame heights, differences of pixels in [0, 1].
+REACH = 1 / 4  # of the body around the limbs of the pose image
+CLEAR = 3 / 16  # distance to the nearest limb from which a pixel shows the background
+FAINT, DISTINCT = 10 / 255, 24 / 255  # difference from the background where the matte begins, and of the body
+CHUNK = 256  # frames at once
+
+
+class PersonShift:
+    """Finds the person in each frame of a recording, and moves it and its pose image sideways.
+
+    The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
+    it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person over the frame's own
+    surroundings; where it has stood, the background in the light of that frame. Each stretch of 96 frames has one
+    offset, which is drawn anew in each epoch; a person who touches an edge of the frame is only moved across that edge,
+    because the rest of the body is not seen.
+
+    Parameters
+    ----------
+    frames, labels : uint8 (N, 3, H, W), of a recording, on their device.
+    bounds : (segments + 1,) int64, from ``segments`` of dataloader.py.
+    fraction : of the stretches that are shifted in an epoch.
+    seed : of the offsets.
+
+    Raises
+    ------
+    ValueError : the pose images are empty, the background is not seen, or more than the person changes.
+    """
+
+    def __init__(self, frames: Tensor, labels: Tensor, bounds: Tensor, fraction: float, seed: int = 0):
+        self.frames, self.fraction, self.seed = frames, fraction, seed
+        count, _, height, width = frames.shape
+        self.height, self.largest = height, round(LARGEST * width)
+        self.blank = labels.flatten(2).float().median(dim=2).values.median(dim=0).values / 255  # (3,), beside the limbs
+        limbs = _chunks(lambda part: (to_float(part) - self.blank[:, None, None]).abs().amax(dim=1) > DISTINCT, labels)
+        if not limbs.any():
+            raise ValueError("the pose images show no limb")
+        self.background = self._find_background(limbs)
+        parts = [self._find_person(begin, limbs) for begin in range(0, count, CHUNK)]
+        self.matte = torch.cat(parts)  # uint8 (N, H, W), 255 on the person
+        self._check(limbs)
+        bounds = bounds.to(frames.device)
+        position = torch.arange(count, device=frames.device)
+        segment = torch.searchsorted(bounds, position, right=True) - 1
+        starts = (position - bounds[segment]) % STRETCH == 0
+        self.stretch = starts.cumsum(0) - 1  # (N,)
+        self.lowest, self.highest = self._find_limits(limbs)
+        self.offsets = torch.zeros(count, dtype=torch.int64, device=frames.device)  # (N,), pixels to the right
+
+    def __str__(self) -> str:
+        return (f"the person is found at {self.found:.1%} of the limbs' pixels and covers {self.covered:.1%} of the "
+                "picture")
+
+    def _find_background(self, limbs: Tensor) -> Tensor:
+        """(3, H, W) in [0, 1]."""
+        height = limbs.shape[1]
+        is_near = _chunks(lambda part: dilate(part, math.ceil(CLEAR * height)), limbs)
+        seen = (~is_near).sum(dim=0)  # (H, W), frames
+        unseen = (seen < 3).float().mean().item()
+        if unseen > 0.02:
+            raise ValueError(f"the person never leaves {unseen:.0%} of the picture, whose background is never seen")
+        rows = []
+        for row in range(height):  # a row of all frames at once
+            pixels = self.frames[:, :, row].float()  # (N, 3, W)
+            hidden = is_near[:, None, row] & (seen[row] >= 3)
+            rows.append(pixels.masked_fill(hidden, math.nan).nanmedian(dim=0).values)
+        return torch.stack(rows, dim=1) / 255
+
+    def _find_person(self, begin: int, limbs: Tensor) -> Tensor:
+        limbs = limbs[begin:begin + CHUNK]
+        difference = (to_float(self.frames[begin:begin + CHUNK]) - self.background).abs().amax(dim=1)
+        body = dilate(limbs, 1).float()
+        steps = math.ceil(REACH * self.height)
+        for step in range(steps):  # to neighbours that differ, as a flood; weaker where that is far from every limb
+            level = min(1.0, 2 * (1 - step / steps))
+            body = torch.where(difference > DISTINCT, torch.maximum(body, grow(body).clamp(max=level)), body)
+        soft = ((difference - FAINT) / (DISTINCT - FAINT)).clamp(0, 1)
+        return (grow(body) * soft * 255).round().to(torch.uint8)
+
+    def _check(self, limbs: Tensor) -> None:
+        self.covered = (self.matte > 127).float().mean().item()  # fraction of the pixels
+        self.found = (self.matte[limbs] > 127).float().mean().item()  # fraction of the limbs' pixels
+        changed = _chunks(lambda part, matte: ((to_float(part) - self.background).abs().amax(dim=1) > 2 * DISTINCT)
+                          & (matte == 0), self.frames, self.matte)
+        share = changed.flatten(1).float().mean(dim=1).median().item()
+        if share > 0.2:
+            raise ValueError(f"{share:.0%} of the picture besides the person differs from the background in half of "
+                             "the frames: the camera moves, or the scene or its light changes")
+        if self.found < 0.6:
+            raise ValueError(f"only {self.found:.0%} of the limbs' pixels differ from the background: the person "
+                             "hardly moves, or looks like it")
+
+    def _find_limits(self, limbs: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and highest offset of each stretch, (S,) each."""
+        touches = (self.matte > 127) | limbs  # (N, H, W)
+        none = torch.zeros(int(self.stretch[-1]) + 1, dtype=torch.int64, device=touches.device)
+        left, right = (none.index_add(0, self.stretch, touches[:, :, column].any(dim=1).long()) > 0
+                       for column in (0, -1))
+        return torch.where(right, none, -self.largest), torch.where(left, none, self.largest)
+
+    def draw_offsets(self, epoch: int) -> None:
+        """Draw the offset of each stretch, which depends on seed and epoch only."""
+        generator = torch.Generator().manual_seed(3 * 2**30 + 3 * self.seed + 1)  # as in utils.make_generators
+        for _ in range(epoch + 1):
+            chosen, place = torch.rand(2, len(self.lowest), generator=generator)
+        chosen, place = chosen.to(self.lowest.device), place.to(self.lowest.device)
+        drawn = self.lowest + (place * (self.highest - self.lowest + 1)).long()
+        self.offsets = torch.where(chosen < self.fraction, drawn, 0)[self.stretch]
+
+    def begin_epoch(self, epoch: int, replay: object | None = None) -> None:
+        """Draw the offsets of an epoch, and move the predictions of ``Replay`` to them."""
+        self.draw_offsets(epoch)
+        if replay is not None:
+            self.move_predictions(replay.predictions, replay.offsets)
+
+    def apply(self, frames: Tensor, labels: Tensor, index: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift clips.
+
+        Parameters
+        ----------
+        frames, labels : float (B, T, 3, H, W) in [0, 1]. index : (B, T), their positions in the recording.
+        offset : (B,), pixels to the right. Clips with 0 are returned bit for bit.
+
+        Returns
+        -------
+        (B, T, 3, H, W) each.
+        """
+        flat, offsets = index.flatten(), offset[:, None].expand_as(index).flatten()
+        frames, labels, shape = frames.flatten(0, 1), labels.flatten(0, 1), frames.shape
+        shifted = self._shift_frames(frames, self.matte[flat], offsets)
+        poses = shift(labels, offsets, self.blank[:, None, None])
+        is_still = (offsets == 0)[:, None, None, None]
+        return torch.where(is_still, frames, shifted).view(shape), torch.where(is_still, labels, poses).view(shape)
+
+    def _shift_frames(self, frames: Tensor, matte: Tensor, offsets: Tensor) -> Tensor:
+        matte = to_float(matte)[:, None]
+        moved = shift(matte, offsets)
+        return moved * shift(frames, offsets) + (1 - moved) * self._remove(frames, matte)
+
+    def _remove(self, frames: Tensor, matte: Tensor) -> Tensor:
+        """Frames without the person: the background, in the light that surrounds the person."""
+        hole = blur(grow(grow((matte > 0).float())), 1, times=1)
+        visible = (hole == 0).float()
+        weight = blur(visible)
+        light = blur(visible * (frames - self.background)) / weight.clamp(min=1e-3)
+        return torch.where(hole > 0, (1 - hole) * frames + hole * (self.background + light), frames).clamp(0, 1)
+
+    def move_predictions(self, predictions: Tensor, offsets: Tensor) -> None:
+        """Move the person in stored predictions to the present offsets, in place.
+
+        The errors of a rollout, on the person and around it, so become those of the shifted rollout. What lies outside
+        a prediction that was shifted further is taken from the real frame.
+
+        Parameters
+        ----------
+        predictions : uint8 (M, 3, H, W), of the first M >= N frames. offsets : (M,), with which they were predicted;
+            updated.
+        """
+        changed = (offsets[:len(self.offsets)] != self.offsets).nonzero().flatten()
+        for part in changed.split(CHUNK):
+            old, new = offsets[part], self.offsets[part]
+            predicted, matte = to_float(predictions[part]), to_float(self.matte[part])[:, None]
+            person = shift(predicted, new - old, math.nan)
+            person = torch.where(person.isnan(), shift(to_float(self.frames[part]), new), person)
+            moved = shift(matte, new)
+            empty = self._remove(predicted, shift(matte, old))
+            predictions[part] = ((moved * person + (1 - moved) * empty) * 255).round().to(torch.uint8)
+        offsets[:len(self.offsets)] = self.offsets
+
+
+def shift(images: Tensor, offsets: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+    """Move images (N, C, H, W) to the right by ``offsets`` (N,) whole pixels; ``fill`` enters at the edge."""
+    width = images.shape[-1]
+    source = torch.arange(width, device=images.device) - offsets[:, None]  # (N, W)
+    index = source.clamp(0, width - 1)[:, None, None].expand(images.shape)
+    is_inside = ((source >= 0) & (source < width))[:, None, None]
+    return torch.where(is_inside, images.gather(3, index), fill)
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """A mask (N, H, W) grown by ``radius`` pixels to all sides, bool."""
+    return functional.max_pool2d(mask[:, None].float(), 2 * radius + 1, 1, radius)[:, 0] > 0
+
+
+def grow(images: Tensor) -> Tensor:
+    """The maximum over each pixel and its eight neighbours, of images (..., H, W)."""
+    return functional.max_pool2d(images, 3, 1, 1)
+
+
+def blur(images: Tensor, radius: int = 6, times: int = 2) -> Tensor:
+    """The mean over a square of 2 radius + 1 pixels; repeated, it weights near pixels more. Images (N, C, H, W)."""
+    for _ in range(times):
+        for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+            images = functional.avg_pool2d(images, size, 1, padding, count_include_pad=False)
+    return images
+
+
+def to_float(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _chunks(function, *tensors: Tensor) -> Tensor:
+    """``function`` of some frames at a time: all at once would need gigabytes."""
+    return torch.cat([function(*parts) for parts in zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)])

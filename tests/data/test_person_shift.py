@@ -1,0 +1,160 @@
+"""Shift augmentation, against synthetic scenes in which the person really stands elsewhere.
+
+    python -m pytest tests/data/test_person_shift.py
+"""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import synthetic_scene as scene
+from modules.data.person_shift import PersonShift, shift
+from modules.evaluation.metrics import psnr
+
+SIZE, FRAMES = (32, 64), 40
+BOUNDS = torch.tensor([0, FRAMES])
+
+
+class Quiet:
+    """No camera noise."""
+
+    def normal(self, mean, deviation, size):
+        return np.zeros(size)
+
+
+def film(places: np.ndarray, depth: float = 2.6) -> tuple[torch.Tensor, torch.Tensor]:
+    """A person who walks on the spot at these X, in metres: frames and poses, uint8 (N, 3, H, W)."""
+    look, room = scene.scenery(0, 0, SIZE)
+    track = np.zeros((len(places), len(scene.COLUMNS)))
+    columns = {name: index for index, name in enumerate(scene.COLUMNS)}
+    for name, value in {"z": depth, **scene.REST}.items():
+        track[:, columns[name]] = value
+    # The same skeleton everywhere: moved afterwards, so that the steps do not depend on the way.
+    body = scene.skeleton(track, look.height, np.random.default_rng(0))
+    frames, poses = [], []
+    for number, place in enumerate(places):
+        joints = {name: points[number] + [place, 0, 0] for name, points in body.items()}
+        frames.append(scene.draw_frame(joints, look, room, Quiet()))
+        poses.append(scene.draw_pose(joints, SIZE))
+    return tuple(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() for images in (frames, poses))
+
+
+def metres(pixels: float, depth: float = 2.6) -> float:
+    return pixels * depth / (scene.FOCAL * SIZE[0])
+
+
+@pytest.fixture(scope="module")
+def walk() -> SimpleNamespace:
+    """Back and forth, and what is seen where the person is 7 pixels further right."""
+    places = metres(14) * np.sin(np.linspace(0, 4 * np.pi, FRAMES))
+    frames, labels = film(places)
+    truth, poses = film(places + metres(7))
+    return SimpleNamespace(frames=frames, labels=labels, truth=truth, poses=poses,
+                           shift=PersonShift(frames, labels, BOUNDS, 1.0))
+
+
+def apply(walk: SimpleNamespace, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    index = torch.arange(FRAMES)[:, None]
+    moved, poses = walk.shift.apply(walk.frames[:, None] / 255, walk.labels[:, None] / 255, index,
+                                    torch.full((FRAMES,), offset))
+    return moved[:, 0], poses[:, 0]
+
+
+def test_a_shifted_person_looks_like_one_who_stands_there(walk):
+    moved, poses = apply(walk, 7)
+    assert psnr(moved, walk.truth / 255).mean() > 38 > 18 + psnr(walk.frames / 255, walk.truth / 255).mean()
+    assert psnr(poses, walk.poses / 255).mean() > 37 > 20 + psnr(walk.labels / 255, walk.poses / 255).mean()
+
+
+def test_where_the_person_stood_the_background_is_seen(walk):
+    empty, _ = film(np.full(2, 100.0))
+    assert psnr(walk.shift.background, empty[0] / 255) > 38
+    assert walk.shift.found > 0.9 and 0.03 < walk.shift.covered < 0.2
+
+
+def test_no_offset_changes_no_bit_and_a_clip_shares_its_offset(walk):
+    index = torch.tensor([[3, 4], [8, 9]])
+    frames, labels = walk.frames[index] / 255, walk.labels[index] / 255
+    moved, poses = walk.shift.apply(frames, labels, index, torch.tensor([0, 5]))
+    assert torch.equal(moved[0], frames[0]) and torch.equal(poses[0], labels[0])
+    alone = apply(walk, 5)[0][[8, 9]]
+    torch.testing.assert_close(moved[1], alone)
+
+
+def test_images_are_shifted_by_whole_pixels_and_filled_at_the_edge():
+    images = torch.arange(8.0).view(2, 1, 1, 4)
+    assert shift(images, torch.tensor([1, -2]), 9.0).view(2, 4).tolist() == [[9, 0, 1, 2], [6, 7, 9, 9]]
+
+
+def test_a_person_who_touches_an_edge_is_only_moved_across_it():
+    right = np.linspace(metres(-4), metres(27), FRAMES)
+    frames, labels = film(right)
+    found = PersonShift(frames, labels, BOUNDS, 1.0)
+    for mirrored, ends in ((False, (0, 12)), (True, (-12, 0))):
+        given = [images.flip(-1) if mirrored else images for images in (frames, labels)]
+        found = PersonShift(*given, BOUNDS, 1.0)
+        assert (found.lowest.tolist(), found.highest.tolist()) == ([ends[0]], [ends[1]])
+
+
+def test_each_stretch_has_an_offset_that_depends_on_the_epoch_only(walk):
+    count = 300
+    several = PersonShift(walk.frames.repeat(8, 1, 1, 1)[:count], walk.labels.repeat(8, 1, 1, 1)[:count],
+                          torch.tensor([0, 20, count]), 0.5, seed=3)
+    assert several.stretch.bincount().tolist() == [20, 96, 96, 88]  # none crosses a cut
+    seen = []
+    for epoch in (0, 1, 30, 1):
+        several.draw_offsets(epoch)
+        for number in range(4):
+            assert len(several.offsets[several.stretch == number].unique()) == 1
+        seen.append(several.offsets.clone())
+    assert torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+    drawn = []
+    for epoch in range(200):
+        several.draw_offsets(epoch)
+        drawn.append(several.offsets[[0, 20, 120, 299]])
+    drawn = torch.stack(drawn)
+    assert 0.4 < (drawn != 0).float().mean() < 0.55 and drawn.min() == -12 and drawn.max() == 12
+
+
+def test_predictions_move_with_the_person_and_keep_their_errors(walk):
+    """A perfect prediction becomes the shifted frame, a dark one the dark shifted frame."""
+    for brightness in (1.0, 0.8):
+        predictions = (walk.frames * brightness).to(torch.uint8)
+        offsets = torch.zeros(FRAMES + 3, dtype=torch.int64)
+        more = torch.cat([predictions, predictions[:3]])  # of frames that are not in use
+        walk.shift.offsets = torch.full((FRAMES,), 7)
+        walk.shift.move_predictions(more, offsets)
+        expected = apply(walk, 7)[0] * brightness
+        assert psnr(more[:FRAMES] / 255, expected).mean() > 38
+        assert torch.equal(more[FRAMES:], predictions[:3]) and offsets.tolist() == [7] * FRAMES + [0] * 3
+        walk.shift.offsets = torch.full((FRAMES,), 0)
+        walk.shift.move_predictions(more, offsets)  # and back
+        assert psnr(more[:FRAMES] / 255, predictions / 255).mean() > 36
+
+
+def test_what_enters_the_picture_with_a_moved_prediction_is_real(walk):
+    """The person walked out of the prediction at one edge; shifted back, half of it would be missing."""
+    walk.shift.offsets = torch.full((FRAMES,), 12)
+    predictions, offsets = walk.frames.clone(), torch.zeros(FRAMES, dtype=torch.int64)
+    walk.shift.move_predictions(predictions, offsets)
+    walk.shift.offsets = torch.full((FRAMES,), 0)
+    walk.shift.move_predictions(predictions, offsets)
+    assert psnr(predictions / 255, walk.frames / 255).mean() > 34
+
+
+@pytest.mark.parametrize("case, words", [
+    ("no pose", "no limb"), ("still", "never leaves"), ("camera", "the camera moves"), ("elsewhere", "hardly moves")])
+def test_a_recording_without_a_background_is_refused(case, words, walk):
+    frames, labels = walk.frames.clone(), walk.labels.clone()
+    if case == "no pose":
+        labels[:] = 255
+    elif case == "still":
+        frames, labels = (images[:1].expand(FRAMES, -1, -1, -1) for images in (frames, labels))
+    elif case == "camera":
+        wall = torch.randint(128, frames.shape[1:], dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        frames = torch.stack([(frame // 2 + wall).roll(3 * number, -1) for number, frame in enumerate(frames)])
+    else:  # the limbs are not where the person is
+        frames = frames[:1].expand(FRAMES, -1, -1, -1)
+    with pytest.raises(ValueError, match=words):
+        PersonShift(frames, labels, BOUNDS, 1.0)
