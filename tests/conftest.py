@@ -129,7 +129,7 @@ def refused(capsys) -> Callable[..., str]:
 
 
 def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
-    for module, names in ((curves, ("plot_losses", "plot_teacher_forcing", "plot_psnr")),
+    for module, names in ((Trainer, ("draw_shifts",)), (curves, ("plot_losses", "plot_teacher_forcing", "plot_psnr")),
                           (video, ("side_by_side_gif", "side_by_side_mp4", "write_gif"))):
         for name in names:
             patch.setattr(module, name, lambda *args, **kwargs: None)

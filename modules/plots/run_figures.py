@@ -77,7 +77,7 @@ def draw_shifts(person_shift: PersonShift, labels: Tensor, path: Path, rows: int
     figure = Figure(figsize=(10, 0.3 + 2 * rows * height / width), dpi=120, layout="constrained")
     for row, panels in enumerate(figure.subplots(rows, len(columns), squeeze=False)):
         for panel, (name, images) in zip(panels, columns.items(), strict=True):
-            panel.imshow(images[row].permute(1, 2, 0).cpu().clamp(0, 1), interpolation="nearest")
+            panel.imshow(images[row].permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
             panel.set_axis_off()
             if row == 0:
                 panel.set_title(name, fontsize=10)

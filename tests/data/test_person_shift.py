@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import synthetic_scene as scene
 from modules.data.person_shift import PersonShift, shift
 from modules.evaluation.metrics import psnr
+from modules.plots.run_figures import draw_shifts
 
 SIZE, FRAMES = (32, 64), 40
 BOUNDS = torch.tensor([0, FRAMES])
@@ -71,6 +73,13 @@ def test_where_the_person_stood_the_background_is_seen(walk):
     empty, _ = film(np.full(2, 100.0))
     assert psnr(walk.shift.background, empty[0] / 255) > 38
     assert walk.shift.found > 0.9 and 0.03 < walk.shift.covered < 0.2
+
+
+def test_the_picture_shows_six_frames_and_what_became_of_them(walk, tmp_path):
+    draw_shifts(walk.shift, walk.labels, tmp_path / "figures" / "shift_person.png")
+    picture = np.asarray(Image.open(tmp_path / "figures" / "shift_person.png").convert("L"))
+    is_blank = (picture > 250).all(axis=1)
+    assert (is_blank[:-1] & ~is_blank[1:]).sum() in (6, 7)  # rows, and the titles
 
 
 def test_no_offset_changes_no_bit_and_a_clip_shares_its_offset(walk):
