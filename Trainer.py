@@ -149,7 +149,7 @@ class Trainer:
         args, epoch, loader = self.args, self.state.epoch, self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
         if self.data.person_shift is not None:
-            self.data.person_shift.begin_epoch(epoch, self.state.replay if self.state.progress is None else None)
+            self.data.person_shift.draw_offsets(epoch)
         progress = self.state.begin_epoch(len(loader.starts))
         began, shown = time.perf_counter() - progress.seconds, -math.inf
         shard = self.distributed.shard(loader.batch_size)

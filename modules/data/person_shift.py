@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 STRETCH = 96  # consecutive frames that are shifted alike: a rollout of many steps sees no jump
+KEPT = 8  # epochs: only clips with the offset of a stored prediction can continue from it
 LARGEST = 3 / 16  # of the width of a frame
 # Sizes in frame heights, differences of pixels in [0, 1].
 REACH = 1 / 4  # of the body around the limbs of the pose image
@@ -20,7 +21,7 @@ class PersonShift:
     The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
     it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person over the frame's own
     surroundings; where it has stood, the background in the light of that frame. Each stretch of 96 frames has one
-    offset, which is drawn anew in each epoch; a person who touches an edge of the frame is only moved across that edge,
+    offset, drawn anew every eight epochs; a person who touches an edge of the frame is only moved across that edge,
     because the rest of the body is not seen.
 
     Parameters
@@ -108,18 +109,13 @@ class PersonShift:
 
     def draw_offsets(self, epoch: int) -> None:
         """Draw the offset of each stretch, which depends on seed and epoch only."""
+        count = len(self.lowest)
         generator = torch.Generator().manual_seed(3 * 2**30 + 3 * self.seed + 1)  # as in utils.make_generators
-        for _ in range(epoch + 1):
-            chosen, place = torch.rand(2, len(self.lowest), generator=generator)
-        chosen, place = chosen.to(self.lowest.device), place.to(self.lowest.device)
+        which = (epoch + torch.arange(count)) // KEPT  # a few stretches have a new offset in each epoch
+        drawn = torch.rand(int(which[-1]) + 1, count, 2, generator=generator)  # later rounds do not change earlier ones
+        chosen, place = drawn[which, torch.arange(count)].T.to(self.lowest.device)
         drawn = self.lowest + (place * (self.highest - self.lowest + 1)).long()
         self.offsets = torch.where(chosen < self.fraction, drawn, 0)[self.stretch]
-
-    def begin_epoch(self, epoch: int, replay: object | None = None) -> None:
-        """Draw the offsets of an epoch, and move the predictions of ``Replay`` to them."""
-        self.draw_offsets(epoch)
-        if replay is not None:
-            self.move_predictions(replay.predictions, replay.offsets)
 
     def apply(self, frames: Tensor, labels: Tensor, index: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Shift clips.
@@ -153,31 +149,9 @@ class PersonShift:
         light = blur(visible * (frames - self.background)) / weight.clamp(min=1e-3)
         return torch.where(hole > 0, (1 - hole) * frames + hole * (self.background + light), frames).clamp(0, 1)
 
-    def move_predictions(self, predictions: Tensor, offsets: Tensor) -> None:
-        """Move the person in stored predictions to the present offsets, in place.
-
-        The errors of a rollout, on the person and around it, so become those of the shifted rollout. What lies outside
-        a prediction that was shifted further is taken from the real frame.
-
-        Parameters
-        ----------
-        predictions : uint8 (M, 3, H, W), of the first M >= N frames. offsets : (M,), with which they were predicted;
-            updated.
-        """
-        changed = (offsets[:len(self.offsets)] != self.offsets).nonzero().flatten()
-        for part in changed.split(CHUNK):
-            old, new = offsets[part], self.offsets[part]
-            predicted, matte = to_float(predictions[part]), to_float(self.matte[part])[:, None]
-            person = shift(predicted, new - old, math.nan)
-            person = torch.where(person.isnan(), shift(to_float(self.frames[part]), new), person)
-            moved = shift(matte, new)
-            empty = self._remove(predicted, shift(matte, old))
-            predictions[part] = ((moved * person + (1 - moved) * empty) * 255).round().to(torch.uint8)
-        offsets[:len(self.offsets)] = self.offsets
-
 
 def shift(images: Tensor, offsets: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-    """Move images (N, C, H, W) to the right by ``offsets`` (N,) whole pixels; ``fill`` enters at the edge."""
+    """Move images (N, C, H, W) by ``offsets`` (N,) whole pixels to the right; ``fill`` enters at the edge."""
     width = images.shape[-1]
     source = torch.arange(width, device=images.device) - offsets[:, None]  # (N, W)
     index = source.clamp(0, width - 1)[:, None, None].expand(images.shape)

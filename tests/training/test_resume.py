@@ -50,7 +50,7 @@ def test_a_run_can_be_stopped_again_and_again(whole_run, data, tmp_path, no_figu
 
 
 def test_a_run_with_shifted_persons_can_be_stopped(own_data, tmp_path, no_figures):
-    """The stored predictions are moved once, where an epoch begins, also if it is then interrupted."""
+    """The offsets depend on the epoch only, and are stored with the predictions."""
     data, flags = own_data, [*RUN, "--shift_person", 1, "--val_every", 3]
     write_walk(data)
     train(data, tmp_path / "whole", *flags)
