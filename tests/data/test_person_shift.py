@@ -69,6 +69,20 @@ def test_a_shifted_person_looks_like_one_who_stands_there(walk):
     assert psnr(poses, walk.poses / 255).mean() > 37 > 20 + psnr(walk.labels / 255, walk.poses / 255).mean()
 
 
+def test_where_the_person_stood_the_light_is_that_of_the_frame(walk):
+    light = torch.where(torch.arange(FRAMES) % 2 == 0, 1.0, 0.9)[:, None, None, None]
+    frames, truth = ((images * light).to(torch.uint8) for images in (walk.frames, walk.truth))
+    flickering = SimpleNamespace(frames=frames, labels=walk.labels, shift=PersonShift(frames, walk.labels, BOUNDS, 1.0))
+    assert psnr(apply(flickering, 7)[0], truth / 255).mean() > 34.4
+
+
+def test_the_background_is_seen_although_the_person_mostly_stands_before_it(walk):
+    frames, labels = (torch.cat([images, images[:1].expand(3 * FRAMES, -1, -1, -1)])
+                      for images in (walk.frames, walk.labels))
+    found = PersonShift(frames, labels, torch.tensor([0, 4 * FRAMES]), 1.0)
+    assert psnr(found.background, walk.shift.background) > 36
+
+
 def test_where_the_person_stood_the_background_is_seen(walk):
     empty, _ = film(np.full(2, 100.0))
     assert psnr(walk.shift.background, empty[0] / 255) > 38
