@@ -19,10 +19,9 @@ class PersonShift:
     """Finds the person in each frame of a recording, and moves it and its pose image sideways.
 
     The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
-    it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person over the frame's own
-    surroundings; where it has stood, the background in the light of that frame. Each stretch of 96 frames has one
-    offset, drawn anew every eight epochs; a person who touches an edge of the frame is only moved across that edge,
-    because the rest of the body is not seen.
+    it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person before the background, on
+    which its shadow moves with it. Each stretch of 96 frames has one offset, drawn anew every eight epochs; a person
+    who touches an edge of the frame is only moved across that edge, because the rest of the body is not seen.
 
     Parameters
     ----------
@@ -137,26 +136,23 @@ class PersonShift:
         return torch.where(is_still, frames, shifted).view(shape), torch.where(is_still, labels, poses).view(shape)
 
     def _shift_frames(self, frames: Tensor, matte: Tensor, offsets: Tensor) -> Tensor:
-        matte = to_float(matte)[:, None]
-        moved = shift(matte, offsets)
-        return moved * shift(frames, offsets) + (1 - moved) * self._remove(frames, matte)
-
-    def _remove(self, frames: Tensor, matte: Tensor) -> Tensor:
-        """Frames without the person: the background, in the light that surrounds the person."""
-        hole = blur(grow(grow((matte > 0).float())), 1, times=1)
-        visible = (hole == 0).float()
-        weight = blur(visible)
-        light = blur(visible * (frames - self.background)) / weight.clamp(min=1e-3)
-        return torch.where(hole > 0, (1 - hole) * frames + hole * (self.background + light), frames).clamp(0, 1)
+        moved = shift(to_float(matte)[:, None], offsets)
+        # The person's shadow and its reflections on walls and floor are too soft for a matte. They move as what they
+        # make of the background: a factor at each pixel.
+        background = self.background.clamp(min=DISTINCT)
+        light = shift(frames / background, offsets, None)
+        return (moved * shift(frames, offsets) + (1 - moved) * background * light).clamp(0, 1)
 
 
-def shift(images: Tensor, offsets: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-    """Move images (N, C, H, W) by ``offsets`` (N,) whole pixels to the right; ``fill`` enters at the edge."""
+def shift(images: Tensor, offsets: Tensor, fill: Tensor | float | None = 0.0) -> Tensor:
+    """Move images (N, C, H, W) by ``offsets`` (N,) whole pixels to the right. ``fill`` enters at the edge; None: the
+    pixels at the edge."""
     width = images.shape[-1]
     source = torch.arange(width, device=images.device) - offsets[:, None]  # (N, W)
-    index = source.clamp(0, width - 1)[:, None, None].expand(images.shape)
-    is_inside = ((source >= 0) & (source < width))[:, None, None]
-    return torch.where(is_inside, images.gather(3, index), fill)
+    moved = images.gather(3, source.clamp(0, width - 1)[:, None, None].expand(images.shape))
+    if fill is None:
+        return moved
+    return torch.where(((source >= 0) & (source < width))[:, None, None], moved, fill)
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
@@ -167,14 +163,6 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
 def grow(images: Tensor) -> Tensor:
     """The maximum over each pixel and its eight neighbours, of images (..., H, W)."""
     return functional.max_pool2d(images, 3, 1, 1)
-
-
-def blur(images: Tensor, radius: int = 6, times: int = 2) -> Tensor:
-    """The mean over a square of 2 radius + 1 pixels; repeated, it weights near pixels more. Images (N, C, H, W)."""
-    for _ in range(times):
-        for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-            images = functional.avg_pool2d(images, size, 1, padding, count_include_pad=False)
-    return images
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -65,15 +65,15 @@ def apply(walk: SimpleNamespace, offset: int) -> tuple[torch.Tensor, torch.Tenso
 
 def test_a_shifted_person_looks_like_one_who_stands_there(walk):
     moved, poses = apply(walk, 7)
-    assert psnr(moved, walk.truth / 255).mean() > 38 > 18 + psnr(walk.frames / 255, walk.truth / 255).mean()
+    assert psnr(moved, walk.truth / 255).mean() > 40 > 20 + psnr(walk.frames / 255, walk.truth / 255).mean()
     assert psnr(poses, walk.poses / 255).mean() > 37 > 20 + psnr(walk.labels / 255, walk.poses / 255).mean()
 
 
-def test_where_the_person_stood_the_light_is_that_of_the_frame(walk):
-    light = torch.where(torch.arange(FRAMES) % 2 == 0, 1.0, 0.9)[:, None, None, None]
+def test_the_light_of_a_frame_is_kept(walk):
+    light = torch.where(torch.arange(FRAMES) % 2 == 0, 1.0, 0.95)[:, None, None, None]
     frames, truth = ((images * light).to(torch.uint8) for images in (walk.frames, walk.truth))
     flickering = SimpleNamespace(frames=frames, labels=walk.labels, shift=PersonShift(frames, walk.labels, BOUNDS, 1.0))
-    assert psnr(apply(flickering, 7)[0], truth / 255).mean() > 34.4
+    assert psnr(apply(flickering, 7)[0], truth / 255).mean() > 33.2
 
 
 def test_the_background_is_seen_although_the_person_mostly_stands_before_it(walk):
@@ -108,6 +108,7 @@ def test_no_offset_changes_no_bit_and_a_clip_shares_its_offset(walk):
 def test_images_are_shifted_by_whole_pixels_and_filled_at_the_edge():
     images = torch.arange(8.0).view(2, 1, 1, 4)
     assert shift(images, torch.tensor([1, -2]), 9.0).view(2, 4).tolist() == [[9, 0, 1, 2], [6, 7, 9, 9]]
+    assert shift(images, torch.tensor([1, -2]), None).view(2, 4).tolist() == [[0, 0, 1, 2], [6, 7, 7, 7]]
 
 
 def test_a_person_who_touches_an_edge_is_only_moved_across_it():

@@ -13,6 +13,7 @@ import utils
 from conftest import TINY, contents, read_csv
 from modules.config.advice import MEMORY_ADVICE
 from modules.config.trainer_flags import make_parser
+from modules.training.run_folder import find_undrawn
 from training.run_helpers import RUN, train, train_undisturbed
 
 
@@ -85,3 +86,15 @@ def test_too_little_memory_is_one_sentence_with_flags_that_exist(capsys):
     message = capsys.readouterr().err
     flags = set(re.findall(r"--(?:no-)?(\w+)", message))
     assert message.count("\n") == 1 and {"batch_size", "bptt", "F_dim"} <= flags <= make_parser().defaults().keys()
+
+
+def test_a_run_that_goes_on_only_draws_a_gif_that_it_would_not_draw_again(tmp_path):
+    for name in ("epoch=0.ckpt", "epoch=3.ckpt"):
+        (tmp_path / name).touch()
+    latest = tmp_path / "epoch=3.ckpt"
+    assert find_undrawn(tmp_path, keep_gifs=False) == find_undrawn(tmp_path, keep_gifs=True) == latest
+    assert find_undrawn(tmp_path, keep_gifs=False, is_complete=False) is None
+    assert find_undrawn(tmp_path, keep_gifs=True, is_complete=False) == latest
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "val_epoch=3.gif").touch()
+    assert find_undrawn(tmp_path, keep_gifs=True, is_complete=False) is None
