@@ -39,7 +39,9 @@ class PersonShift:
         self.frames, self.fraction, self.seed = frames, fraction, seed
         count, _, height, width = frames.shape
         self.height, self.largest = height, round(LARGEST * width)
-        self.blank = labels.flatten(2).float().median(dim=2).values.median(dim=0).values / 255  # (3,), beside the limbs
+        sample = labels[::max(count // CHUNK, 1)].cpu().float()  # medians on the CPU: CUDA's are not deterministic
+        blank = sample.transpose(0, 1).flatten(1).median(dim=1).values / 255
+        self.blank = blank.to(frames.device)  # (3,), beside the limbs
         limbs = _chunks(lambda part: (to_float(part) - self.blank[:, None, None]).abs().amax(dim=1) > DISTINCT, labels)
         if not limbs.any():
             raise ValueError("the pose images show no limb")
@@ -69,10 +71,10 @@ class PersonShift:
             raise ValueError(f"the person never leaves {unseen:.0%} of the picture, whose background is never seen")
         rows = []
         for row in range(height):  # a row of all frames at once
-            pixels = self.frames[:, :, row].float()  # (N, 3, W)
-            hidden = is_near[:, None, row] & (seen[row] >= 3)
+            pixels = self.frames[:, :, row].cpu().float()  # (N, 3, W)
+            hidden = (is_near[:, None, row] & (seen[row] >= 3)).cpu()
             rows.append(pixels.masked_fill(hidden, math.nan).nanmedian(dim=0).values)
-        return torch.stack(rows, dim=1) / 255
+        return (torch.stack(rows, dim=1) / 255).to(self.frames.device)
 
     def _find_person(self, begin: int, limbs: Tensor) -> Tensor:
         limbs = limbs[begin:begin + CHUNK]
