@@ -17,7 +17,7 @@ from modules.evaluation.evaluate import score
 from modules.plots import background
 from modules.plots.background import BackgroundDrawing
 from modules.plots.run_figures import RunFigures
-from training.run_helpers import train_until
+from training.run_helpers import train, train_until
 
 NAMES = {"loss.png", "teacher_forcing.png", "psnr_per_frame.png", "val.gif", "val_epoch=2.gif"}
 
@@ -124,3 +124,11 @@ def test_a_stopped_run_leaves_no_drawing_behind(data, tmp_path, stand_in, monkey
     train_until(10, data, Path("run"), "--num_epoch", 9, "--val_every", 9)
     (folder, process), = started
     assert folder == tmp_path / "run" / "figures" and process.returncode == -signal.SIGTERM
+
+
+def test_the_last_checkpoint_is_newer_than_every_earlier_figure(data, tmp_path, stand_in, no_figures, monkeypatch):
+    """Figures that are older than it would be missed when the process dies before the last ones."""
+    monkeypatch.setattr(background, "SECONDS", 0)
+    train(data, tmp_path / "run", "--num_epoch", 2)
+    assert stand_in.read_text().split() == ["begin", "end"]
+    assert stand_in.stat().st_mtime_ns < (tmp_path / "run" / "epoch=1.ckpt").stat().st_mtime_ns
