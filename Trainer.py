@@ -119,7 +119,7 @@ class Trainer:
         Raises
         ------
         Interrupted : a signal asked for it, and last.ckpt holds the state.
-        BadInput : training diverged; last.ckpt holds the latest finite state.
+        BadInput : training diverged; last.ckpt holds an earlier, finite state.
         """
         self._prepare_forward()
         with self.signals, self.drawing:

@@ -306,7 +306,6 @@ class ClipLoader:
     crop_fraction : fraction of the clips that are cropped at random, all frames and poses of a clip alike.
     with_random_frame : whether to draw another frame for each clip from its segment: other segments may show
         another scene.
-    person_shift : shifts the person of each clip by the offset of the clip's last frame.
 
     Raises
     ------
@@ -314,7 +313,7 @@ class ClipLoader:
     """
 
     def __init__(self, recording: Recording, length: int, stride: int, batch_size: int, crop_fraction: float = 0.0,
-                 with_random_frame: bool = False, person_shift: PersonShift | None = None):
+                 with_random_frame: bool = False):
         self.starts = clip_starts(recording.numbers, length, stride).to(recording.frames.device)
         if not len(self.starts):
             raise ValueError(f"no {length} consecutive frames in the training data ({len(recording.numbers)} frames in "
@@ -325,7 +324,7 @@ class ClipLoader:
         self.segment_begin, self.segment_length = bounds[segment], bounds.diff()[segment]
         self.window = torch.arange(length, device=self.frames.device)
         self.batch_size, self.crop_fraction, self.with_random_frame = batch_size, crop_fraction, with_random_frame
-        self.person_shift = person_shift
+        self.person_shift: PersonShift | None = None  # shifts the persons of the clips
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -353,7 +352,7 @@ class ClipLoader:
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
             offset = torch.zeros(len(index), dtype=torch.int64, device=frames.device)
             if self.person_shift is not None:
-                offset = self.person_shift.offsets[index[:, -1]]
+                offset = self.person_shift.choose_offsets(index)
                 frames, labels = self.person_shift.apply(frames, labels, index, offset)
             random_frame = random_index = None
             if self.with_random_frame:
@@ -422,20 +421,22 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
     # With replay a clip begins with the frame that the previous clip predicts last.
     stride = args.clip_stride or args.train_vi_len - (args.replay > 0)
     with_random_frame = args.reference_frame or args.feed == "first" or args.any_first > 0
-    person_shift = None
-    if args.shift_person:
-        part = train.head(int(max(args.partial, args.fast_partial * args.fast_train) * len(train.numbers) + 1e-9))
-        with as_bad_input(f"--shift_person, --DR {root}"):
-            person_shift = PersonShift(part.frames, part.labels, segments(part.numbers), args.shift_person, args.seed)
 
     def make_loader(flag: str) -> ClipLoader:
         fraction = getattr(args, flag)
         part = train.head(int(fraction * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
         with as_bad_input(f"--DR {root}, --{flag} {fraction:g}, --train_vi_len {args.train_vi_len}"):
-            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame,
-                              person_shift)
+            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame)
 
-    loader = make_loader("partial")
+    loader, fast_loader = make_loader("partial"), make_loader("fast_partial") if args.fast_train else None
+    person_shift = None
+    if args.shift_person:
+        part = train.head(max(len(each.frames) for each in (loader, fast_loader) if each is not None))
+        try:
+            person_shift = PersonShift(part.frames, part.labels, segments(part.numbers), args.shift_person, args.seed)
+        except ValueError as error:
+            raise BadInput(f"--shift_person, --DR {root}: {error}; leave the flag out, or use other frames") from error
+        for each in filter(None, (loader, fast_loader)):
+            each.person_shift = person_shift
     pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
-    return Data(loader, make_loader("fast_partial") if args.fast_train else None, val, pose_sample, train.frames,
-                checksum, person_shift)
+    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum, person_shift)

@@ -278,16 +278,17 @@ def test_batches_are_the_stored_pixels_divided_by_255():
         assert torch.equal(pixels, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
 
 
-def test_a_clip_is_shifted_by_the_offset_of_its_last_frame():
+def test_a_clip_is_shifted_by_its_offset():
     recording = recording_of(range(9))
 
     def brighten(frames, labels, index, offset):
         return frames + offset.view(-1, 1, 1, 1, 1), labels
 
-    stretches = SimpleNamespace(offsets=torch.tensor([2] * 4 + [5] * 5), apply=brighten)
-    batch, = ClipLoader(recording, 3, 3, 3, person_shift=stretches).batches(torch.arange(3))
+    loader = ClipLoader(recording, 3, 3, 3)
+    loader.person_shift = SimpleNamespace(choose_offsets=lambda index: index[:, -1], apply=brighten)
+    batch, = loader.batches(torch.arange(3))
     plain, = ClipLoader(recording, 3, 3, 3).batches(torch.arange(3))
-    assert batch.offset.tolist() == [2, 5, 5] and plain.offset.tolist() == [0, 0, 0]
+    assert batch.offset.tolist() == [2, 5, 8] and plain.offset.tolist() == [0, 0, 0]
     assert torch.equal(batch.frames, plain.frames + batch.offset.view(-1, 1, 1, 1, 1))
 
 

@@ -313,6 +313,14 @@ def test_too_small_a_fraction_of_the_frames_is_refused_with_its_flag(flags, data
     assert "2 frames in use" in message and f"{flags[0]} 0.2" in message
 
 
+@pytest.mark.parametrize("flags, words", [
+    ([], "--shift_person.*never leaves.*leave the flag out"), (["--partial", 0.1], "--partial 0.1")], ids=str)
+def test_persons_whose_background_is_not_seen_are_not_shifted(flags, words, data, tmp_path, refused):
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", "--shift_person", 0.5, *flags,
+                      untouched=tmp_path)
+    assert re.search(words, message)
+
+
 @pytest.mark.parametrize("last", [[], ["--test"]], ids=str)
 def test_a_bad_checkpoint_is_refused(last, whole_run, data, tmp_path, refused):
     state = torch.load(whole_run / "last.ckpt", weights_only=True)

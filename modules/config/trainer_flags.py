@@ -72,8 +72,8 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
                             "half of each side, resized back)")
     group.add_argument("--shift_person", type=number(float, 0, 1), default=0.0,
                        help="fraction of the stretches of 96 frames in which the person and its pose are moved "
-                            "sideways, by one offset in an epoch, in front of the recording's background; the camera "
-                            "must stand still (figures/shift_person.png shows the result)")
+                            "sideways, by an offset that is kept for 8 epochs, in front of the recording's background; "
+                            "the camera must stand still (figures/shift_person.png shows the result)")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup) -> None:
@@ -180,7 +180,8 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
                        help="minutes between saves of last.ckpt within a long epoch, 0: none; the end of an epoch "
                             "saves it, too, unless the last save was less than 30 seconds ago")
     group.add_argument("--per_save", type=number(int, 1), default=3,
-                       help="epochs between epoch=N.ckpt files; figures are drawn every two minutes and at the end")
+                       help="epochs between epoch=N.ckpt files; figures are drawn at the end of an epoch, every two "
+                            "minutes, and at the end of the run")
     group.add_argument("--val_every", type=number(int, 1), default=1, help="epochs between validations")
     add_latent_flag(group)
     group.add_argument("--store_visualization", action=SWITCH, default=False,

@@ -21,7 +21,7 @@ class PersonShift:
     The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
     it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person before the background, on
     which its shadow moves with it. Each stretch of 96 frames has one offset, drawn anew every eight epochs; a person
-    who touches an edge of the frame is only moved across that edge, because the rest of the body is not seen.
+    who touches an edge of the frame is only moved further out past that edge: the rest of the body is not seen.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ class PersonShift:
         self.background = self._find_background(limbs)
         parts = [self._find_person(begin, limbs) for begin in range(0, count, CHUNK)]
         self.matte = torch.cat(parts)  # uint8 (N, H, W), 255 on the person
-        self._check(limbs)
         bounds = bounds.to(frames.device)
         position = torch.arange(count, device=frames.device)
         segment = torch.searchsorted(bounds, position, right=True) - 1
         starts = (position - bounds[segment]) % STRETCH == 0
         self.stretch = starts.cumsum(0) - 1  # (N,)
+        self._check(limbs)
         self.lowest, self.highest = self._find_limits(limbs)
         self.offsets = torch.zeros(count, dtype=torch.int64, device=frames.device)  # (N,), pixels to the right
 
@@ -92,10 +92,12 @@ class PersonShift:
         self.found = (self.matte[limbs] > 127).float().mean().item()  # fraction of the limbs' pixels
         changed = _chunks(lambda part, matte: ((to_float(part) - self.background).abs().amax(dim=1) > 2 * DISTINCT)
                           & (matte == 0), self.frames, self.matte)
-        share = changed.flatten(1).float().mean(dim=1).median().item()
-        if share > 0.2:
-            raise ValueError(f"{share:.0%} of the picture besides the person differs from the background in half of "
-                             "the frames: the camera moves, or the scene or its light changes")
+        shares = torch.zeros(int(self.stretch[-1]) + 1, device=changed.device, dtype=torch.float64)
+        shares = shares.index_add(0, self.stretch, changed.flatten(1).double().mean(dim=1)) / self.stretch.bincount()
+        if shares.max() > 0.2:
+            begin = int((self.stretch == shares.argmax()).long().argmax())
+            raise ValueError(f"{shares.max():.0%} of the picture besides the person differs from the background after "
+                             f"the first {begin} frames: the camera moves, or the scene or its light changes")
         if self.found < 0.6:
             raise ValueError(f"only {self.found:.0%} of the limbs' pixels differ from the background: the person "
                              "hardly moves, or looks like it")
@@ -117,6 +119,13 @@ class PersonShift:
         chosen, place = drawn[which, torch.arange(count)].T.to(self.lowest.device)
         drawn = self.lowest + (place * (self.highest - self.lowest + 1)).long()
         self.offsets = torch.where(chosen < self.fraction, drawn, 0)[self.stretch]
+
+    def choose_offsets(self, index: Tensor) -> Tensor:
+        """The offset (B,) of each clip of the frames ``index`` (B, T): that of its last frame, as far as the stretches
+        of the others allow it."""
+        stretch = self.stretch[index]
+        lowest, highest = self.lowest[stretch].amax(dim=1), self.highest[stretch].amin(dim=1)
+        return torch.maximum(torch.minimum(self.offsets[index[:, -1]], highest), lowest)
 
     def apply(self, frames: Tensor, labels: Tensor, index: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Shift clips.

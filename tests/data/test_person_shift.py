@@ -121,6 +121,24 @@ def test_a_person_who_touches_an_edge_is_only_moved_across_it():
         assert (found.lowest.tolist(), found.highest.tolist()) == ([ends[0]], [ends[1]])
 
 
+def test_a_clip_has_the_offset_of_its_last_frame_within_the_limits_of_all(walk):
+    several = PersonShift(walk.frames.repeat(6, 1, 1, 1), walk.labels.repeat(6, 1, 1, 1), torch.tensor([0, 240]), 1.0)
+    several.offsets = torch.tensor([3, -9, 7])[several.stretch]
+    several.lowest[1:], several.highest[0] = torch.tensor([-12, -2]), 5
+    index = torch.tensor([[10, 11], [95, 96], [191, 192], [94, 193]])
+    assert several.choose_offsets(index).tolist() == [3, -9, 7, 5]
+    several.lowest[0] = -2
+    assert several.choose_offsets(index).tolist() == [3, -2, 7, 5]
+
+
+def test_a_second_scene_is_refused(walk):
+    """Also a short one, which no median over all frames shows."""
+    frames = torch.cat([walk.frames] * 3 + [walk.frames.flip(-2)[:20]])
+    labels = torch.cat([walk.labels] * 3 + [walk.labels[:20]])
+    with pytest.raises(ValueError, match=r"after the first 120 frames: .* scene"):
+        PersonShift(frames, labels, torch.tensor([0, 120, 140]), 1.0)
+
+
 def test_each_stretch_has_an_offset_that_depends_on_the_epoch_only(walk):
     count = 300
     several = PersonShift(walk.frames.repeat(8, 1, 1, 1)[:count], walk.labels.repeat(8, 1, 1, 1)[:count],
