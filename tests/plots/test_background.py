@@ -49,14 +49,6 @@ def test_a_run_that_ends_with_an_error_waits_for_no_other_figure(tmp_path):
     assert process.returncode in (0, 1) and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_figures_that_cannot_be_drawn_cost_a_warning(tmp_path, capsys):
-    (tmp_path / "figures").write_text("a file")
-    with BackgroundDrawing() as drawing:
-        drawing.start(figures_in(tmp_path / "figures"))
-    said = capsys.readouterr().err
-    assert "figures could not be drawn" in said and str(tmp_path / "figures") in said and "Traceback" not in said
-
-
 def test_no_figure_is_drawn_once_the_training_has_been_killed(tmp_path, monkeypatch, capsys):
     """Another process may have replaced the run."""
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as if this process, the parent, had been another
