@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from modules.data import image_file
-from modules.data.augmentation import crop, draw_windows
+from modules.data.augmentation import crop, draw_windows, to_float
 from modules.data.frame_cache import FrameCache
 from modules.data.person_shift import PersonShift
 from utils import BadInput, as_bad_input, check_writable, progress_bar
@@ -367,11 +367,6 @@ class ClipLoader:
                 if random_frame is not None:
                     random_frame = crop(random_frame[:, None], windows)[:, 0]
             yield Clips(frames, labels, index, is_whole, random_frame, random_index, offset)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 to float in [0, 1]."""
-    return images.float() / 255
 
 
 POSES_FOR_STATISTICS = 512  # a million values per channel: more would not change the third digit

@@ -1,9 +1,14 @@
-"""Random crops of training clips."""
+"""From stored pixels to the network's, and random crops of training clips."""
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 SMALLEST_CROP = 0.5  # of each side: a person twice as large is about as close as one gets to the camera
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 to float in [0, 1]."""
+    return images.float() / 255
 
 
 def draw_windows(count: int, fraction: float, generator: torch.Generator | None = None) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modules.data.augmentation import to_float
+
 STRETCH = 96  # consecutive frames that are shifted alike: a rollout of many steps sees no jump
 KEPT = 8  # epochs: only clips with the offset of a stored prediction can continue from it
 LARGEST = 3 / 16  # of the width of a frame
@@ -20,7 +22,7 @@ class PersonShift:
 
     The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
     it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person before the background, on
-    which its shadow moves with it. Each stretch of 96 frames has one offset, drawn anew every eight epochs; a person
+    which its shadow moves with it. Each stretch of 96 frames has one offset, redrawn every eight epochs; a person
     who touches an edge of the frame is only moved further out past that edge: the rest of the body is not seen.
 
     Parameters
@@ -174,10 +176,6 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
 def grow(images: Tensor) -> Tensor:
     """The maximum over each pixel and its eight neighbours, of images (..., H, W)."""
     return functional.max_pool2d(images, 3, 1, 1)
-
-
-def to_float(images: Tensor) -> Tensor:
-    return images.float() / 255
 
 
 def _chunks(function, *tensors: Tensor) -> Tensor:

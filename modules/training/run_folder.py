@@ -71,8 +71,8 @@ def find_undrawn(folder: Path, keep_gifs: bool, is_complete: bool = True) -> Pat
     if not saved:
         return None
     epoch, path = saved[-1]
-    names = ["loss.png", "teacher_forcing.png", "psnr_per_frame.png", "val.gif", f"val_epoch={epoch}.gif"]
-    names = names[0 if is_complete else -1:None if keep_gifs else -1]
+    names = ["loss.png", "teacher_forcing.png", "psnr_per_frame.png", "val.gif"] if is_complete else []
+    names += [f"val_epoch={epoch}.gif"] if keep_gifs else []
     figures = [folder / "figures" / name for name in names]
     time = path.stat().st_mtime_ns
     is_drawn = all(figure.is_file() and figure.stat().st_mtime_ns >= time for figure in figures)
