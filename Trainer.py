@@ -148,8 +148,8 @@ class Trainer:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch, loader = self.args, self.state.epoch, self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
-        if self.data.person_shift is not None:
-            self.data.person_shift.draw_offsets(epoch)
+        if loader.person_shift is not None:
+            loader.person_shift.draw_offsets(epoch)
         progress = self.state.begin_epoch(len(loader.starts))
         began, shown = time.perf_counter() - progress.seconds, -math.inf
         shard = self.distributed.shard(loader.batch_size)
@@ -414,8 +414,8 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
     trainer.save()  # from now on there is something to resume
     plan.delete_replaced(state.epoch)
     write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
-    if data.person_shift is not None:
-        draw_shifts(data.person_shift, data.loader.labels, plan.folder / "figures" / "shift_person.png")
+    if data.loader.person_shift is not None:
+        draw_shifts(data.loader.person_shift, data.loader.labels, plan.folder / "figures" / "shift_person.png")
     place = f"{trainer.distributed.world_size} x {trainer.device.type}, run folder {plan.folder}"
     announce_start(args, state, saved, trainer.learning_rate, data, place)
 

@@ -381,7 +381,6 @@ class Data:
     pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
     checksum: int  # of the training recording
-    person_shift: PersonShift | None = None  # of both loaders
 
     def __repr__(self) -> str:
         return f"Data(training on {len(self.loader.starts)} clips of {describe_frames(self.frames)}, val={self.val})"
@@ -424,7 +423,6 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
             return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame)
 
     loader, fast_loader = make_loader("partial"), make_loader("fast_partial") if args.fast_train else None
-    person_shift = None
     if args.shift_person:
         part = train.head(max(len(each.frames) for each in (loader, fast_loader) if each is not None))
         try:
@@ -434,4 +432,4 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
         for each in filter(None, (loader, fast_loader)):
             each.person_shift = person_shift
     pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
-    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum, person_shift)
+    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum)

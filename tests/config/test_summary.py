@@ -61,6 +61,7 @@ def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
 class Loader(list):
     """Of batches."""
     starts = (0, 2, 4)
+    person_shift = None
 
 
 def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None, recording=7):
@@ -68,8 +69,7 @@ def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fas
     args, _ = parse(*flags)
     state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}, "recording": 7}
     run = SimpleNamespace(epoch=epoch, progress=progress, recording=recording, model=torch.nn.Linear(2, 3))
-    data = SimpleNamespace(loader=Loader(range(batches)), person_shift=None,
-                           fast_loader=None if fast is None else Loader(range(fast)))
+    data = SimpleNamespace(loader=Loader(range(batches)), fast_loader=None if fast is None else Loader(range(fast)))
     announce_start(args, run, state, make_schedules(args)[2], data, "1 x cpu, run folder run")
     first, rest = capsys.readouterr().out.split("\n", 1)
     assert first == "3 clips, 9 parameters, 1 x cpu, run folder run"
