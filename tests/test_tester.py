@@ -26,7 +26,7 @@ from utils import BadInput
 
 LENGTHS = {"0": 5, "1": 7, "2": 4, "10": 5}  # of the sequences of the tiny dataset, in the order of the submission
 NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid", "template_activations": False,
-           "reference_frame": False, "feed": "previous"}
+           "reference_frame": False, "feed": "previous", "pose_levels": 0}
 
 
 @pytest.fixture(scope="module")

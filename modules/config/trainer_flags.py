@@ -24,7 +24,7 @@ from modules.config.parser import (
     folder_name,
     number,
 )
-from modules.network.cvae import FEEDS
+from modules.network.cvae import FEEDS, MAX_POSE_LEVELS
 from modules.objective import DECODER_VARIANCES
 from modules.schedulers import KLAnnealing, LearningRate
 from modules.training.checkpoint import MAX_CHANNELS, MAX_FRAME, NETWORK_FLAGS, read
@@ -82,6 +82,9 @@ def _add_network_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--L_dim", type=channels, default=32, help="pose feature channels, a multiple of 2")
     group.add_argument("--N_dim", type=channels, default=12, help="latent map channels, a multiple of 4")
     group.add_argument("--D_out_dim", type=channels, default=192, help="fused feature channels, a multiple of 8")
+    group.add_argument("--pose_levels", type=number(int, 0, MAX_POSE_LEVELS), default=0,
+                       help="levels of a U-Net in the label encoder, each at half the resolution of the one before, "
+                            "which see the pose as a whole; 0: none, the course's network")
     group.add_argument("--output", choices=["sigmoid", "linear"], default="linear",
                        help="the generator's last activation; linear, the course's, is unbounded")
     group.add_argument("--reference_frame", action=SWITCH, default=False,
@@ -259,6 +262,10 @@ def check_strategies(args: argparse.Namespace) -> None:
     if args.replay and args.clip_stride not in (0, args.train_vi_len - 1):
         raise BadInput(f"--replay {args.replay:g} and --clip_stride {args.clip_stride}: each clip must begin with the "
                        "last frame of the previous clip; use --clip_stride 0 or --replay 0")
+    if 2**args.pose_levels > min(args.frame_H, args.frame_W):
+        most = min(args.frame_H, args.frame_W).bit_length() - 1
+        raise BadInput(f"--pose_levels {args.pose_levels}: each level halves the frames, which have "
+                       f"{args.frame_H} x {args.frame_W} pixels; use at most {most}")
     if args.bptt and args.match_histogram != "off":
         raise BadInput("--bptt and --match_histogram: histogram matching has no gradient; use --no-bptt or "
                        "--no-match_histogram")

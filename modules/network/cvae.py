@@ -13,6 +13,7 @@ from modules.network.posterior import GaussianPredictor, reparameterize
 from utils import is_out_of_memory, logger
 
 FEEDS = ("previous", "first")
+MAX_POSE_LEVELS = 8
 POSES_AT_ONCE = 32  # poses encoded per call in generate: bounds the memory of rollouts of any length
 
 
@@ -32,6 +33,7 @@ class CVAE(nn.Module):
         not changed. "off": none.
     reference_frame : give the decoder the features of a reference frame, the first of the sequence, at every step in
         addition to those of the previous frame.
+    pose_levels : coarser levels of the label encoder (see ``UNet`` in encoders.py); 0: none, the course's network.
     feed : input of the frame encoder at each step: the previous frame ("previous"), or the reference frame ("first").
         With "first" nothing is fed back: each prediction depends only on the reference frame, its pose and z.
 
@@ -42,12 +44,15 @@ class CVAE(nn.Module):
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192,
                  output: str = "linear", template_activations: bool = False, bptt: bool = False,
-                 match_histogram: str = "off", reference_frame: bool = False, feed: str = "previous"):
+                 match_histogram: str = "off", reference_frame: bool = False, feed: str = "previous",
+                 pose_levels: int = 0):
         super().__init__()
         sizes = {"F_dim": (F_dim, 8), "L_dim": (L_dim, 2), "N_dim": (N_dim, 4), "D_out_dim": (D_out_dim, 8)}
         for name, (size, multiple) in sizes.items():
             if size <= 0 or size % multiple:
                 raise ValueError(f"{name} must be a positive multiple of {multiple}, got {size}")
+        if not 0 <= pose_levels <= MAX_POSE_LEVELS:
+            raise ValueError(f"pose_levels must be in 0..{MAX_POSE_LEVELS}, got {pose_levels}")
         for name, value, choices in (("match_histogram", match_histogram, HISTOGRAM_TARGETS), ("feed", feed, FEEDS)):
             if value not in choices:
                 raise ValueError(f'{name} must be one of {", ".join(choices)}, got "{value}"')
@@ -57,11 +62,11 @@ class CVAE(nn.Module):
             raise ValueError('feed "first" excludes reference_frame and match_histogram: the reference frame is the '
                              'only input, and nothing is fed back')
         self.frame_encoder = FrameEncoder(F_dim)
-        self.label_encoder = LabelEncoder(L_dim, template_activations)
+        self.label_encoder = LabelEncoder(L_dim, template_activations, pose_levels)
         self.gaussian_predictor = GaussianPredictor(F_dim, L_dim, N_dim, template_activations)
         self.decoder_fusion = DecoderFusion(F_dim * (2 if reference_frame else 1), L_dim, N_dim, D_out_dim)
         self.generator = Generator(D_out_dim, output)
-        self.N_dim = N_dim
+        self.N_dim, self.smallest_side = N_dim, max(4, 2**pose_levels)
         self.bptt, self.match_histogram = bptt, match_histogram
         self.reference_frame, self.feed = reference_frame, feed
         # How forward computes fed-back predictions. Two passes cost about 25 % more arithmetic but use few, large
@@ -252,8 +257,9 @@ class CVAE(nn.Module):
         if labels.shape[:1] + labels.shape[2:] != first_frame.shape or not labels.shape[1]:
             raise ValueError(f"labels must have shape (B, T, 3, H, W) with T at least 1 and first_frame's B, H and W, "
                              f"got {tuple(labels.shape)} for {tuple(first_frame.shape)}")
-        if not len(first_frame) or min(first_frame.shape[-2:]) < 4:
-            raise ValueError(f"B must be at least 1, H and W at least 4, got {tuple(first_frame.shape)}")
+        if not len(first_frame) or min(first_frame.shape[-2:]) < self.smallest_side:
+            raise ValueError(f"B must be at least 1, H and W at least {self.smallest_side}, got "
+                             f"{tuple(first_frame.shape)}")
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())

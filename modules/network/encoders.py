@@ -1,6 +1,7 @@
 """E, the frame encoder, and L, the label (pose) encoder."""
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from modules.network.batch_norm import CrossProcessBatchNorm2d
 from modules.network.layers import DepthConvBlock, ResidualBlock
@@ -21,6 +22,36 @@ class FrameEncoder(nn.Sequential):
         )
 
 
+class UNet(nn.Module):
+    """Adds context of the whole image to a map of features (B, channels, H, W); H and W are at least 2^levels.
+
+    Each level sees half the resolution of the one above. Coming back up, its features are joined to those that were
+    there before (Ronneberger, Fischer & Brox 2015, "U-Net"). In a pose image limbs have one thickness, whether the person is
+    near or far: only the distances between them tell how wide a body to draw, and those span much of the image. Level k
+    has 2 k * channels channels; being small, all levels together cost little.
+    """
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+        widths = [channels, *(2 * level * channels for level in range(1, levels + 1))]
+        self.down = nn.ModuleList(nn.Sequential(ResidualBlock(above, width), DepthConvBlock(width, width))
+                                  for above, width in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(ResidualBlock(above + width, above)
+                                for above, width in zip(widths, widths[1:], strict=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        above = []
+        for level in self.down:
+            above.append(features)
+            features = level(functional.avg_pool2d(features, 2))
+        for level in reversed(self.up):
+            skipped = above.pop()
+            # To the nearest pixel: on a GPU, the gradient of bilinear interpolation differs from run to run.
+            features = functional.interpolate(features, size=skipped.shape[-2:])
+            features = level(torch.cat([features, skipped.to(features.dtype)], dim=1))
+        return features
+
+
 class LabelEncoder(nn.Sequential):
     """Pose image (B, 3, H, W) in [0, 1] -> features (B, L_dim, H, W). L_dim is even; H and W are at least 4.
 
@@ -35,20 +66,26 @@ class LabelEncoder(nn.Sequential):
       recomputed before the network is evaluated: ``set_statistics(*pose_statistics(poses))``.
 
     template_activations : slope 1.0 in the LeakyReLU, as in the course's template.
+    levels : of a ``UNet`` that follows; 0, as in the course: none.
     """
 
-    def __init__(self, L_dim: int, template_activations: bool = False):
+    def __init__(self, L_dim: int, template_activations: bool = False, levels: int = 0):
         super().__init__(
             nn.ReflectionPad2d(3),
             nn.Conv2d(3, L_dim // 2, 7),
             CrossProcessBatchNorm2d(L_dim // 2),
             nn.LeakyReLU(1.0 if template_activations else 0.01),
             ResidualBlock(L_dim // 2, L_dim),
+            *([UNet(L_dim, levels)] if levels else []),
         )
 
     def forward(self, poses: Tensor) -> Tensor:
+        pad, convolution, norm, activation, block, *rest = self
         with torch.autocast(poses.device.type, enabled=False):
-            return super().forward(poses)
+            features = block(activation(norm(convolution(pad(poses)))))
+        for part in rest:
+            features = part(features)
+        return features
 
     @torch.no_grad()
     def pose_statistics(self, poses: Tensor) -> tuple[Tensor, Tensor]:

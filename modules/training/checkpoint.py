@@ -15,7 +15,8 @@ from utils import atomic_write
 
 FORMAT = 2
 CPU = torch.device("cpu")
-NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations", "reference_frame", "feed")
+NETWORK_FLAGS = ("F_dim", "L_dim", "N_dim", "D_out_dim", "output", "template_activations", "reference_frame", "feed",
+                 "pose_levels")
 MAX_FRAME, MAX_CHANNELS = 4096, 8192  # pixels per side, channels
 MAX_EPOCH = 10**9
 NULLABLE_METRICS = ("val_loss", "val_psnr")
@@ -162,10 +163,12 @@ def _check_description(state: dict) -> None:
         _require(isinstance(flag, str) and (plain or isinstance(value, list) and all(map(_is_number, value))), "flags")
     state.setdefault("epoch", None)
     _require(state["epoch"] is None or _is_count(state["epoch"], 0, MAX_EPOCH), "epoch")
+    state["network"].setdefault("pose_levels", 0)  # networks of earlier versions have none
     _require(set(state["network"]) == set(NETWORK_FLAGS), "network")
     kinds = {"template_activations": bool, "reference_frame": bool, "output": str, "feed": str}
     for name, value in state["network"].items():
         _require(type(value) is kinds.get(name, int) and (name in kinds or value <= MAX_CHANNELS), f"network: {name}")
+    _require(2 ** state["network"]["pose_levels"] <= min(size), "network: pose_levels")
 
 
 def _check_weights(network: dict, given: object, part: str) -> None:

@@ -44,7 +44,8 @@ def convert_template_checkpoint(content: dict) -> dict:
             raise ValueError(f"it looks like a checkpoint of the course's template, but {name} is missing or not a "
                              "convolution")
         network[size] = len(weight) // factor
-    network |= {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous"}
+    network |= {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous",
+                "pose_levels": 0}
 
     converted = {}
     for name, weight in weights.items():

@@ -25,6 +25,7 @@ STRATEGIES = {
     "histogram of the first frame": {"match_histogram": "first"},
     "reference frame": {"reference_frame": True},
     "feed first": {"feed": "first"},
+    "pose levels": {"pose_levels": 2},
 }
 MODES = ("sequential", "two passes", "bptt")
 CASES = [(strategy, mode) for strategy in STRATEGIES for mode in MODES
@@ -80,7 +81,7 @@ def test_slopes_of_the_activations(template, slopes):
                                                ("D_out_dim", (12, 0))) for size in sizes),
     ({"output": "tanh"}, "output"), ({"feed": "next"}, "feed"), ({"match_histogram": "last"}, "match_histogram"),
     ({"bptt": True, "match_histogram": "first"}, "bptt"), ({"feed": "first", "reference_frame": True}, "feed"),
-    ({"feed": "first", "match_histogram": "previous"}, "feed"),
+    ({"feed": "first", "match_histogram": "previous"}, "feed"), ({"pose_levels": 9}, "pose_levels"),
 ], ids=str)
 def test_invalid_arguments_are_rejected_by_name(arguments, name):
     with pytest.raises(ValueError, match=name):

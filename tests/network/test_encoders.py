@@ -18,7 +18,7 @@ from formulas import (
 )
 from torch.nn import functional
 
-from modules.network.encoders import FrameEncoder, LabelEncoder
+from modules.network.encoders import FrameEncoder, LabelEncoder, UNet
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,41 @@ def test_label_encoder_in_evaluation_uses_the_running_statistics_and_keeps_them(
     torch.testing.assert_close(copy(encoder), weights, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("encoder, channels", [(FrameEncoder(8), 8), (LabelEncoder(4), 4)])
+def half(x):
+    """The mean of each 2 x 2 pixels."""
+    return x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean(dim=(3, 5))
+
+
+def double(x):
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def test_the_u_net_equals_its_formula():
+    net = scaled(UNet(4, 2))
+    weights, x = copy(net), images(3, 4, 8, 12)
+    first = depth_conv_block(residual(half(x), weights, "down.0.0."), weights, "down.0.1.")
+    second = depth_conv_block(residual(half(first), weights, "down.1.0."), weights, "down.1.1.")
+    joined = residual(torch.cat([double(second), first], dim=1), weights, "up.1.")
+    expected = residual(torch.cat([double(joined), x], dim=1), weights, "up.0.")
+    torch.testing.assert_close(net(x), expected)
+    assert first.shape[1] == 8 and second.shape[1] == 16
+
+
+def test_the_u_net_follows_the_courses_layers():
+    net = scaled(LabelEncoder(4, levels=2)).eval()
+    weights, poses = copy(net), images(3, 3, 8, 12)
+    stem = label_encoder(poses, weights, weights["2.running_mean"], weights["2.running_var"])
+    torch.testing.assert_close(net(poses), net[5](stem))
+
+
+@pytest.mark.parametrize("levels, is_seen", [(0, False), (3, True)])
+def test_with_levels_every_pixel_sees_the_whole_pose(levels, is_seen):
+    encoder, poses = scaled(LabelEncoder(4, levels=levels)).eval(), images(1, 3, 32, 64).requires_grad_()
+    encoder(poses)[0, :, 0, 0].sum().backward()
+    assert (poses.grad[0, :, 20:, 20:].abs().max() > 0) == is_seen
+
+
+@pytest.mark.parametrize("encoder, channels", [(FrameEncoder(8), 8), (LabelEncoder(4), 4), (LabelEncoder(4, levels=2), 4)])
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (9, 4)])
 def test_frame_sizes_down_to_four_are_preserved(encoder, channels, size):
     assert encoder(torch.rand(2, 3, *size)).shape == (2, channels, *size)
@@ -134,3 +168,9 @@ def test_the_label_encoder_computes_in_float32_under_autocast():
     exact = encoder(poses)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder(poses), exact)
+
+
+def test_the_u_net_follows_autocast():
+    encoder = LabelEncoder(4, levels=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(white_poses(9)).dtype == torch.bfloat16

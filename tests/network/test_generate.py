@@ -11,7 +11,7 @@ from tiny_cvae import TINY, copy_state, make_clips, make_model, slow_match, with
 from modules.network.cvae import POSES_AT_ONCE
 
 STRATEGIES = [{}, {"match_histogram": "previous"}, {"match_histogram": "first"}, {"reference_frame": True},
-              {"feed": "first"}]
+              {"feed": "first"}, {"pose_levels": 2}]
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from modules.network.cvae import CVAE
 from modules.training import checkpoint
 
 NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid", "template_activations": False,
-           "reference_frame": False, "feed": "previous"}
+           "reference_frame": False, "feed": "previous", "pose_levels": 0}
 
 
 def state_of(model: torch.nn.Module) -> dict:

@@ -12,7 +12,7 @@ from modules.training import checkpoint
 from modules.training.origin import describe_epochs, find_best, planned_epochs, read_with_digest
 
 NETWORK = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "output": "sigmoid", "template_activations": False,
-           "reference_frame": False, "feed": "previous"}
+           "reference_frame": False, "feed": "previous", "pose_levels": 0}
 
 
 def save(path, seed=0, epoch=12, **flags):
