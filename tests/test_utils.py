@@ -123,7 +123,7 @@ def test_a_name_outside_the_terminals_encoding_is_printed_escaped(monkeypatch):
 # Packages and threads
 
 PROGRAMS = ("Trainer.py", "Tester.py", "scripts/report.py", "scripts/compare_runs.py", "scripts/score_submission.py",
-            "scripts/score_by_pose.py", "scripts/make_synthetic_dataset.py")
+            "scripts/score_by_pose.py", "scripts/hold_out.py", "scripts/make_synthetic_dataset.py")
 HIDE = """
 import runpy, sys
 from importlib.machinery import PathFinder

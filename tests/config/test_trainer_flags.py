@@ -188,6 +188,7 @@ def test_a_damaged_checkpoint_names_the_others_in_its_folder(tmp_path):
     (["--kl_anneal_start", 2], "--kl_anneal_start"), (["--lr", 0], "--lr"), (["--tfr", 1.5], "--tfr"),
     (["--replay", 0.5, "--clip_stride", 16], "--clip_stride"), (["--feed", "first", "--replay", 0.5], "--replay"),
     (["--bptt", "--match_histogram"], "--match_histogram"), (["--nothing", 1], "--nothing"),
+    (["--pose_levels", 5, "--frame_H", 24], "--pose_levels 5.*at most 4"), (["--pose_levels", 9], "--pose_levels"),
     (["--latent", "posterior"], "posterior")], ids=str)
 def test_impossible_settings_are_refused_with_the_flag(flags, words):
     with pytest.raises(BadInput, match=words):

@@ -108,12 +108,21 @@ def test_a_file_of_something_else_is_refused(content, tmp_path):
     ({"network": {**NETWORK, "output": "tanh\n"}}, "output"),
     ({"network": {**NETWORK, "template_activations": 1}}, "network"),
     ({"network": {**NETWORK, "reference_frame": 0}}, "network"), ({"network": {**NETWORK, "feed": "next"}}, "feed"),
+    ({"network": {**NETWORK, "pose_levels": 9}}, "network"), ({"network": {**NETWORK, "pose_levels": -1}}, "network"),
+    ({"network": {**NETWORK, "pose_levels": 4}}, "network: pose_levels"),  # of frames 8 pixels high
     ({"frame_size": [8, 10**9]}, "frame size"), ({"frame_size": [8]}, "frame size"),
     ({"frame_size": [8.0, 16]}, "frame size"), ({"frame_size": [True, 16]}, "frame size"),
     ({"flags": {"lr": {}}}, "flags"), ({"flags": {3: 1}}, "flags"), ({"flags": {"lr_milestones": ["1"]}}, "flags"),
     ({"flags": {"lr": 10**400}}, "flags")], ids=str)
 def test_values_that_no_run_writes_are_refused(change, words, model, tmp_path):
     assert words in refusal(tmp_path / "a.ckpt", state_of(model) | change)
+
+
+def test_a_network_of_an_earlier_version_has_the_courses_label_encoder(model, tmp_path):
+    state = state_of(model)
+    del state["network"]["pose_levels"]
+    checkpoint.save(tmp_path / "a.ckpt", state)
+    assert checkpoint.read(tmp_path / "a.ckpt")["network"]["pose_levels"] == 0
 
 
 def test_weights_that_do_not_fit_are_refused(model, tmp_path):
