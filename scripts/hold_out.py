@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = FlagParser(prog="hold_out.py", description="Hold out stretches of a recording as test sequences.")
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="root folder of a dataset")
     parser.add_argument("destination", type=Path, metavar="HELD", help="folder to make; new or empty")
-    parser.add_argument("stretches", nargs="+", metavar="FIRST-LAST", help="numbers of the first and last held-out frame")
+    parser.add_argument("stretches", nargs="+", metavar="FIRST-LAST", help="numbers of the first and last frame")
     args = parser.parse_args(argv)
     folder = args.destination.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

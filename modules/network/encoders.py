@@ -25,10 +25,10 @@ class FrameEncoder(nn.Sequential):
 class UNet(nn.Module):
     """Adds context of the whole image to a map of features (B, channels, H, W); H and W are at least 2^levels.
 
-    Each level sees half the resolution of the one above. Coming back up, its features are joined to those that were
-    there before (Ronneberger, Fischer & Brox 2015, "U-Net"). In a pose image limbs have one thickness, whether the person is
-    near or far: only the distances between them tell how wide a body to draw, and those span much of the image. Level k
-    has 2 k * channels channels; being small, all levels together cost little.
+    Each level halves the resolution of the one above. On the way back up, its features are concatenated with those of
+    the level above (Ronneberger, Fischer & Brox 2015, "U-Net"). In a pose image limbs have one thickness, whether the
+    person is near or far: only the distances between them tell how wide a body to draw, and those span much of the
+    image. Level k has 2k * channels channels; its maps are small, so that all levels together cost little.
     """
 
     def __init__(self, channels: int, levels: int):

@@ -123,7 +123,8 @@ def test_with_levels_every_pixel_sees_the_whole_pose(levels, is_seen):
     assert (poses.grad[0, :, 20:, 20:].abs().max() > 0) == is_seen
 
 
-@pytest.mark.parametrize("encoder, channels", [(FrameEncoder(8), 8), (LabelEncoder(4), 4), (LabelEncoder(4, levels=2), 4)])
+@pytest.mark.parametrize("encoder, channels", [(FrameEncoder(8), 8), (LabelEncoder(4), 4),
+                                               (LabelEncoder(4, levels=2), 4)])
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (9, 4)])
 def test_frame_sizes_down_to_four_are_preserved(encoder, channels, size):
     assert encoder(torch.rand(2, 3, *size)).shape == (2, channels, *size)

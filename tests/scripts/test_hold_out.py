@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hold_out
-from conftest import H, TRAIN_FRAMES, W, contents
+from conftest import TRAIN_FRAMES, H, W, contents
 from dataloader import list_frames, read_test_sequences, segments
 from utils import BadInput
 

@@ -16,7 +16,8 @@ from modules.training.template_checkpoint import convert_template_checkpoint, is
 PREFIXES = {"frame_encoder": "frame_transformation", "label_encoder": "label_transformation",
             "gaussian_predictor": "Gaussian_Predictor", "decoder_fusion": "Decoder_Fusion", "generator": "Generator"}
 SIZES = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8}
-KIND = {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous", "pose_levels": 0}
+KIND = {"output": "linear", "template_activations": True, "reference_frame": False, "feed": "previous",
+        "pose_levels": 0}
 
 
 def make_template_checkpoint(sizes=SIZES) -> dict:
