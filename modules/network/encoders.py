@@ -1,4 +1,6 @@
 """E, the frame encoder, and L, the label (pose) encoder."""
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,11 +35,10 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, levels: int):
         super().__init__()
-        widths = [channels, *(2 * level * channels for level in range(1, levels + 1))]
+        widths = list(pairwise([channels, *(2 * level * channels for level in range(1, levels + 1))]))
         self.down = nn.ModuleList(nn.Sequential(ResidualBlock(above, width), DepthConvBlock(width, width))
-                                  for above, width in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(ResidualBlock(above + width, above)
-                                for above, width in zip(widths, widths[1:], strict=False))
+                                  for above, width in widths)
+        self.up = nn.ModuleList(ResidualBlock(above + width, above) for above, width in widths)
 
     def forward(self, features: Tensor) -> Tensor:
         above = []
@@ -53,7 +54,8 @@ class UNet(nn.Module):
 
 
 class LabelEncoder(nn.Sequential):
-    """Pose image (B, 3, H, W) in [0, 1] -> features (B, L_dim, H, W). L_dim is even; H and W are at least 4.
+    """Pose image (B, 3, H, W) in [0, 1] -> features (B, L_dim, H, W). L_dim is even; H and W are at least 4,
+    and at least 2^levels.
 
     Its BatchNorm is the only layer that mixes the images of a batch. So a training step encodes all poses of all clips
     in one call: one set of batch statistics and one running update per step, in every process the same.
