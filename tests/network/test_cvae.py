@@ -64,6 +64,17 @@ def test_parameter_counts_at_the_default_sizes():
     assert sum(counts.values()) == sum(value.numel() for value in model.parameters()) == 1_585_620
 
 
+def test_pose_levels_change_the_label_encoder_only():
+    names = [set(CVAE(**TINY, pose_levels=levels).state_dict()) for levels in (0, 2)]
+    assert names[0] < names[1] and all(name.startswith("label_encoder.5.") for name in names[1] - names[0])
+
+
+def test_frames_too_small_for_the_levels_are_refused():
+    frames, labels, _ = make_clips(torch.float32, size=(4, 7))
+    with pytest.raises(ValueError, match="H and W at least 8"):
+        CVAE(**TINY, pose_levels=3).generate(frames[:, 0], labels)
+
+
 def test_options_without_weights_of_their_own_leave_the_names_of_the_state():
     assert set(CVAE(**TINY).state_dict()) == set(CVAE(**TINY, output="sigmoid", bptt=True, feed="first").state_dict())
 
