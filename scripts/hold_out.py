@@ -42,7 +42,7 @@ def plan(root: Path, stretches: list[range]) -> list[tuple[Path, str]]:
     """
     copies: list[tuple[Path, str]] = []
     for kind in ("img", "label"):
-        found = list_frames(root / "train" / f"train_{kind}")
+        found = list_frames(root / "train" / f"train_{kind}", "DATASET")
         for index, stretch in enumerate(stretches):
             folder = f"truth/{index}" if kind == "img" else f"test/test_label/{index}"
             for number in stretch:
@@ -57,7 +57,7 @@ def plan(root: Path, stretches: list[range]) -> list[tuple[Path, str]]:
             raise BadInput("nothing is left for training; hold out less")
         copies += [(path, f"train/train_{kind}/{number}.png") for number, path in found.items()]
         copies += [(path, f"val/val_{kind}/{number}.png")
-                   for number, path in list_frames(root / "val" / f"val_{kind}").items()]
+                   for number, path in list_frames(root / "val" / f"val_{kind}", "DATASET").items()]
     return copies
 
 

@@ -46,6 +46,11 @@ def test_what_cannot_be_held_out_is_refused_and_nothing_written(data, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_dataset_is_named(tmp_path):
+    with pytest.raises(BadInput, match="no such folder; point DATASET"):
+        hold_out.main([str(tmp_path / "data"), str(tmp_path / "held"), "2-4"])
+
+
 def test_a_folder_with_files_is_not_touched(data, tmp_path):
     (tmp_path / "mine.txt").write_text("the user's")
     with pytest.raises(BadInput, match="not empty"):
