@@ -148,8 +148,6 @@ class Trainer:
         """Train on the shuffled clips of the epoch, or on those that an interruption has left."""
         args, epoch, loader = self.args, self.state.epoch, self.loader
         beta, ratio = self.kl_annealing(epoch), self.teacher_forcing(epoch)
-        if loader.person_shift is not None:
-            loader.person_shift.draw_offsets(epoch)
         progress = self.state.begin_epoch(len(loader.starts))
         began, shown = time.perf_counter() - progress.seconds, -math.inf
         shard = self.distributed.shard(loader.batch_size)
@@ -226,9 +224,9 @@ class Trainer:
                 self.state.ema.update_parameters(self.model, is_finite)
             if self.state.replay is not None:
                 # Only uncropped clips are stored. Every rank stores those of all ranks.
-                index, predictions, is_kept, offset = (self.distributed.all_shards(part, clips) for part in (
-                    batch.index[:, 1:], predictions.detach(), (batch.is_whole & is_finite).int(), batch.offset))
-                self.state.replay.remember(index, predictions, is_kept[:, None] > 0, offset)
+                index, predictions, is_kept = (self.distributed.all_shards(part, clips) for part in (
+                    batch.index[:, 1:], predictions.detach(), (batch.is_whole & is_finite).int()))
+                self.state.replay.remember(index, predictions, is_kept[:, None] > 0)
             return EpochSums.of_step(sums, clips, is_finite)
 
     # Between epochs
@@ -414,8 +412,8 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
     trainer.save()  # from now on there is something to resume
     plan.delete_replaced(state.epoch)
     write_config(plan.folder / "config.json", vars(args), {"root": str(Path(args.DR).absolute()), **data.facts()})
-    if data.loader.person_shift is not None:
-        draw_shifts(data.loader.person_shift, data.loader.labels, plan.folder / "figures" / "shift_person.png")
+    if data.person_shift is not None:
+        draw_shifts(data.person_shift, plan.folder / "figures" / "shifted_copies.png")
     place = f"{trainer.distributed.world_size} x {trainer.device.type}, run folder {plan.folder}"
     announce_start(args, state, saved, trainer.learning_rate, data, place)
 

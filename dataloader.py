@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -293,7 +294,6 @@ class Clips(NamedTuple):
     is_whole: Tensor | None = None  # bool (B,), whether a clip is uncropped
     random_frame: Tensor | None = None  # float (B, 3, H, W), another frame of the segment, cropped as the clip is
     random_index: Tensor | None = None  # int64 (B,), its position in the recording
-    offset: Tensor | None = None  # int64 (B,), by how many pixels the person is shifted
 
 
 class ClipLoader:
@@ -324,7 +324,6 @@ class ClipLoader:
         self.segment_begin, self.segment_length = bounds[segment], bounds.diff()[segment]
         self.window = torch.arange(length, device=self.frames.device)
         self.batch_size, self.crop_fraction, self.with_random_frame = batch_size, crop_fraction, with_random_frame
-        self.person_shift: PersonShift | None = None  # shifts the persons of the clips
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -350,10 +349,6 @@ class ClipLoader:
             index = self.starts[clips].unsqueeze(1) + self.window  # (B, T)
             frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
             is_whole = torch.ones(len(index), dtype=torch.bool, device=frames.device)
-            offset = torch.zeros(len(index), dtype=torch.int64, device=frames.device)
-            if self.person_shift is not None:
-                offset = self.person_shift.choose_offsets(index)
-                frames, labels = self.person_shift.apply(frames, labels, index, offset)
             random_frame = random_index = None
             if self.with_random_frame:
                 position = torch.rand(count, generator=frame_generator, dtype=torch.float64)[part]
@@ -366,7 +361,7 @@ class ClipLoader:
                 frames, labels, is_whole = crop(frames, windows), crop(labels, windows), windows[:, 2] == 1
                 if random_frame is not None:
                     random_frame = crop(random_frame[:, None], windows)[:, 0]
-            yield Clips(frames, labels, index, is_whole, random_frame, random_index, offset)
+            yield Clips(frames, labels, index, is_whole, random_frame, random_index)
 
 
 POSES_FOR_STATISTICS = 512  # a million values per channel: more would not change the third digit
@@ -380,7 +375,8 @@ class Data:
     val: Recording  # uint8
     pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
-    checksum: int  # of the training recording
+    checksum: int  # of the training recording and its shifted copies
+    person_shift: PersonShift | None = None  # which made the copies, if any
 
     def __repr__(self) -> str:
         return f"Data(training on {len(self.loader.starts)} clips of {describe_frames(self.frames)}, val={self.val})"
@@ -390,6 +386,26 @@ class Data:
         return {"train_frames": len(self.loader.frames), "train_segments": len(self.loader.segment_begin.unique()),
                 "clips": len(self.loader.starts), "val_frames": len(self.val.frames),
                 "frame_size": list(self.frames.shape[-2:]), "checksum": self.checksum}
+
+
+def add_shifted_copies(recording: Recording, copies: int, seed: int) -> tuple[Recording, PersonShift]:
+    """A recording, on the CPU, followed by copies of it in which the person is shifted.
+
+    Copies whose offsets never change, rather than offsets that are drawn anew: with replay, each clip of a copy
+    continues from the predictions of the same copy.
+
+    Raises
+    ------
+    ValueError : the person cannot be told from the background.
+    """
+    person_shift = PersonShift(recording.frames, recording.labels, segments(recording.numbers))
+    parts = [(recording.frames, recording.labels)]
+    for number, offsets in enumerate(person_shift.draw_offsets(copies, seed), start=1):
+        parts.append(person_shift.copy(offsets, partial(progress_bar, desc=f"shifted copy {number}/{copies}")))
+    frames, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    period = recording.numbers[-1] - recording.numbers[0] + 2  # leaves a jump in the numbers between two copies
+    numbers = recording.numbers + period * torch.arange(copies + 1)[:, None]
+    return Recording(frames, labels, numbers.flatten()), person_shift
 
 
 def load_validation(args: argparse.Namespace, device: torch.device) -> Recording:
@@ -410,26 +426,28 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
     val, root = load_validation(args, device), Path(args.DR)
     cache = FrameCache(root, args.cache_dir) if args.cache else None
     train = read_recording(root, "train", args.frame_H, args.frame_W, args.num_workers, cache)
-    checksum = train.checksum()
+    checksum, person_shift = train.checksum(), None
+    used, used_fast = (int(fraction * len(train.numbers) + 1e-9)  # 0.29 * 100 is 28.999... in floats
+                       for fraction in (args.partial, args.fast_partial))
+    if args.shifted_copies and used:  # no frame at all is refused below
+        checksum = train.checksum(args.shifted_copies, args.seed, args.partial)
+        try:
+            train, person_shift = add_shifted_copies(train.head(used), args.shifted_copies, args.seed)
+        except ValueError as error:
+            raise BadInput(f"--shifted_copies, --DR {root}, --partial {args.partial:g}: {error}; leave the flag out, "
+                           "or use other frames") from error
+        used = len(train.numbers)
     train = train.to(device)
     # With replay a clip begins with the frame that the previous clip predicts last.
     stride = args.clip_stride or args.train_vi_len - (args.replay > 0)
     with_random_frame = args.reference_frame or args.feed == "first" or args.any_first > 0
 
-    def make_loader(flag: str) -> ClipLoader:
-        fraction = getattr(args, flag)
-        part = train.head(int(fraction * len(train.numbers) + 1e-9))  # 0.29 * 100 is 28.999... in floats
-        with as_bad_input(f"--DR {root}, --{flag} {fraction:g}, --train_vi_len {args.train_vi_len}"):
-            return ClipLoader(part, args.train_vi_len, stride, args.batch_size, args.crop_fraction, with_random_frame)
+    def make_loader(frames: int, flag: str) -> ClipLoader:
+        with as_bad_input(f"--DR {root}, --{flag} {getattr(args, flag):g}, --train_vi_len {args.train_vi_len}"):
+            return ClipLoader(train.head(frames), args.train_vi_len, stride, args.batch_size, args.crop_fraction,
+                              with_random_frame)
 
-    loader, fast_loader = make_loader("partial"), make_loader("fast_partial") if args.fast_train else None
-    if args.shift_person:
-        part = train.head(max(len(each.frames) for each in (loader, fast_loader) if each is not None))
-        try:
-            person_shift = PersonShift(part.frames, part.labels, segments(part.numbers), args.shift_person, args.seed)
-        except ValueError as error:
-            raise BadInput(f"--shift_person, --DR {root}: {error}; leave the flag out, or use other frames") from error
-        for each in filter(None, (loader, fast_loader)):
-            each.person_shift = person_shift
+    loader = make_loader(used, "partial")
+    fast_loader = make_loader(used_fast, "fast_partial") if args.fast_train else None
     pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
-    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum)
+    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum, person_shift)

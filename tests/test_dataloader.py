@@ -8,7 +8,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,18 @@ from PIL import Image
 
 import dataloader
 import Trainer
-from conftest import TINY, TRAIN_FRAMES, H, W, contents, make_video, write_pngs, write_sequence, write_split
+from conftest import (
+    TINY,
+    TRAIN_FRAMES,
+    H,
+    W,
+    contents,
+    make_video,
+    write_pngs,
+    write_sequence,
+    write_split,
+    write_walk,
+)
 from dataloader import ClipLoader, GivenSequence, Recording, load_data
 from modules.config.trainer_flags import make_parser
 from modules.data.frame_cache import FrameCache
@@ -278,18 +288,39 @@ def test_batches_are_the_stored_pixels_divided_by_255():
         assert torch.equal(pixels, torch.stack([stored[6:9], stored[0:3], stored[3:6]]).float() / 255)
 
 
-def test_a_clip_is_shifted_by_its_offset():
-    recording = recording_of(range(9))
+def load(data: Path, *flags: object) -> dataloader.Data:
+    args = make_parser().parse_args([*TINY, "--DR", str(data), "--save_root", "run", *map(str, flags)])
+    return load_data(args, torch.device("cpu"))
 
-    def brighten(frames, labels, index, offset):
-        return frames + offset.view(-1, 1, 1, 1, 1), labels
 
-    loader = ClipLoader(recording, 3, 3, 3)
-    loader.person_shift = SimpleNamespace(choose_offsets=lambda index: index[:, -1], apply=brighten)
-    batch, = loader.batches(torch.arange(3))
-    plain, = ClipLoader(recording, 3, 3, 3).batches(torch.arange(3))
-    assert batch.offset.tolist() == [2, 5, 8] and plain.offset.tolist() == [0, 0, 0]
-    assert torch.equal(batch.frames, plain.frames + batch.offset.view(-1, 1, 1, 1, 1))
+def test_shifted_copies_follow_the_recording_and_no_clip_crosses_into_another(own_data):
+    write_walk(own_data)  # frames 0..11 and 20..31
+    plain, shifted, again, other = (load(own_data, "--train_vi_len", 5, *flags) for flags in (
+        [], ["--shifted_copies", 2], ["--shifted_copies", 2], ["--shifted_copies", 2, "--seed", 1]))
+    assert torch.equal(shifted.frames[:24], plain.frames) and len(shifted.frames) == 72
+    assert not torch.equal(shifted.frames[24:48], plain.frames)
+    assert not torch.equal(shifted.frames[24:48], shifted.frames[48:])
+    assert shifted.loader.starts.tolist() == [copy + start for copy in (0, 24, 48) for start in plain.loader.starts]
+    assert torch.equal(again.frames, shifted.frames) and again.checksum == shifted.checksum
+    assert not torch.equal(other.frames, shifted.frames)
+    assert len({plain.checksum, shifted.checksum, other.checksum}) == 3
+
+
+def test_the_shifted_frames_and_poses_are_those_of_the_person_shift(own_data):
+    write_walk(own_data)
+    data = load(own_data, "--shifted_copies", 2)
+    for copy, offsets in enumerate(data.person_shift.draw_offsets(2, 0), start=1):
+        assert offsets.unique().numel() > 1
+        frames, labels = data.person_shift.apply(torch.arange(24), offsets)
+        place = slice(24 * copy, 24 * copy + 24)
+        assert torch.equal(data.loader.frames[place], frames) and torch.equal(data.loader.labels[place], labels)
+
+
+def test_fast_epochs_use_the_unshifted_part(own_data):
+    write_walk(own_data)
+    data = load(own_data, "--shifted_copies", 1, "--fast_train", "--fast_partial", 0.5, "--partial", 0.75)
+    assert len(data.frames) == len(data.loader.frames) == 36 and len(data.fast_loader.frames) == 12
+    assert torch.equal(data.fast_loader.frames, data.frames[:12])
 
 
 def test_frames_poses_and_random_frame_of_a_clip_share_a_crop_window():
@@ -425,8 +456,7 @@ def test_the_score_of_repeating_the_first_real_frame(real):
 
 
 def test_objects_print_as_one_line(data):
-    args = make_parser().parse_args([*TINY, "--DR", str(data), "--save_root", "run"])
-    loaded = load_data(args, torch.device("cpu"))
+    loaded = load(data)
     val = loaded.val
     sequence = GivenSequence("0", val.frames[0], val.labels, val.numbers.tolist())
     for shown in (loaded, val, sequence, score(val.frames, val.frames)):

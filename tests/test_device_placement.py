@@ -82,8 +82,7 @@ def test_a_step_on_cuda_is_that_on_a_cpu_and_never_waits(forced, flags, data):
 def test_a_batch_is_read_without_waiting(own_data, cuda):
     write_walk(own_data)
     trainer = make_trainer(own_data, cuda, *STEP, "--crop_fraction", 0.5, "--any_first", 0.5, "--batch_size", 1,
-                           "--shift_person", 1, "--replay", 1)
-    trainer.loader.person_shift.draw_offsets(0)
+                           "--shifted_copies", 1, "--replay", 1)
     epoch = batches(trainer)
     next(epoch)  # the order of the clips is copied once
     with host_never_waits():

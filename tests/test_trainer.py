@@ -314,9 +314,11 @@ def test_too_small_a_fraction_of_the_frames_is_refused_with_its_flag(flags, data
 
 
 @pytest.mark.parametrize("flags, words", [
-    ([], "--shift_person.*never leaves.*leave the flag out"), (["--partial", 0.1], "--partial 0.1")], ids=str)
-def test_persons_whose_background_is_not_seen_are_not_shifted(flags, words, data, tmp_path, refused):
-    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", "--shift_person", 0.5, *flags,
+    ([], "--shifted_copies.*never leaves.*leave the flag out"),
+    (["--partial", 0.01], "--partial 0.01, .*0 frames in use"),
+    (["--fast_train", "--fast_partial", 0.5, "--partial", 0.2], "--fast_partial 0.5.*at most --partial, 0.2")], ids=str)
+def test_shifted_copies_that_cannot_be_made_are_refused(flags, words, data, tmp_path, refused):
+    message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", "--shifted_copies", 1, *flags,
                       untouched=tmp_path)
     assert re.search(words, message)
 

@@ -31,8 +31,8 @@ def announce_start(args: argparse.Namespace, state: TrainingState, saved: dict |
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     print(f"{len(data.loader.starts)} clips, {parameters:,} parameters, {place}", flush=True)
     lines = [advise_on_length(args, len(data.loader), len(data.fast_loader or ()))]
-    if data.loader.person_shift is not None:
-        lines.insert(0, f"--shift_person: {data.loader.person_shift}; figures/shift_person.png shows it")
+    if data.person_shift is not None:
+        lines.insert(0, f"--shifted_copies: {data.person_shift}; figures/shifted_copies.png shows it")
     if saved is not None:
         lines.insert(0, describe_continuation(args, saved, state))
         if args.num_epoch > saved["flags"].get("num_epoch", args.num_epoch):

@@ -70,10 +70,10 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--crop_fraction", type=number(float, 0, 1), default=0.0,
                        help="fraction of the training clips that are randomly cropped (one window per clip, at least "
                             "half of each side, resized back)")
-    group.add_argument("--shift_person", type=number(float, 0, 1), default=0.0,
-                       help="fraction of the stretches of 96 frames in which the person and its pose are moved "
-                            "sideways, by an offset that is kept for 8 epochs, in front of the recording's background; "
-                            "the camera must stand still (figures/shift_person.png shows the result)")
+    group.add_argument("--shifted_copies", type=number(int, 0, 100), default=0,
+                       help="add this many copies of the training frames in which the person and its pose are moved "
+                            "sideways, each 96 frames by another offset, in front of the recording's background; the "
+                            "camera must stand still (figures/shifted_copies.png shows the result)")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup) -> None:
@@ -262,6 +262,9 @@ def check_strategies(args: argparse.Namespace) -> None:
     if args.replay and args.clip_stride not in (0, args.train_vi_len - 1):
         raise BadInput(f"--replay {args.replay:g} and --clip_stride {args.clip_stride}: each clip must begin with the "
                        "last frame of the previous clip; use --clip_stride 0 or --replay 0")
+    if args.shifted_copies and args.fast_train and args.fast_partial > args.partial:
+        raise BadInput(f"--shifted_copies {args.shifted_copies} and --fast_partial {args.fast_partial:g}: the fast "
+                       f"epochs use a part of the frames that are copied; use at most --partial, {args.partial:g}")
     if 2**args.pose_levels > min(args.frame_H, args.frame_W):
         most = min(args.frame_H, args.frame_W).bit_length() - 1
         raise BadInput(f"--pose_levels {args.pose_levels}: each level halves the frames, which have "

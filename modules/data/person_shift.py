@@ -1,5 +1,6 @@
 """Shift augmentation: the person of a recording by a still camera, moved sideways in front of its background."""
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch.nn import functional
 from modules.data.augmentation import to_float
 
 STRETCH = 96  # consecutive frames that are shifted alike: a rollout of many steps sees no jump
-KEPT = 8  # epochs: only clips with the offset of a stored prediction can continue from it
 LARGEST = 3 / 16  # of the width of a frame
 # Sizes in frame heights, differences of pixels in [0, 1].
 REACH = 1 / 4  # of the body around the limbs of the pose image
@@ -22,42 +22,37 @@ class PersonShift:
 
     The background is the median of each pixel over the frames in which no limb is near. The person is what differs from
     it in and around the limbs, with a soft edge (the matte). A shifted frame shows the person before the background, on
-    which its shadow moves with it. Each stretch of 96 frames has one offset, redrawn every eight epochs; a person
-    who touches an edge of the frame is only moved further out past that edge: the rest of the body is not seen.
+    which its shadow moves with it. Each stretch of 96 frames has one offset; a person who touches an edge of the frame
+    is only moved further out past that edge: the rest of the body is not seen.
 
     Parameters
     ----------
-    frames, labels : uint8 (N, 3, H, W), of a recording, on their device.
+    frames, labels : uint8 (N, 3, H, W), of a recording, on the CPU.
     bounds : (segments + 1,) int64, from ``segments`` of dataloader.py.
-    fraction : of the stretches that are shifted in an epoch.
-    seed : of the offsets.
 
     Raises
     ------
     ValueError : the pose images are empty, the background is not seen, or more than the person changes.
     """
 
-    def __init__(self, frames: Tensor, labels: Tensor, bounds: Tensor, fraction: float, seed: int = 0):
-        self.frames, self.fraction, self.seed = frames, fraction, seed
+    def __init__(self, frames: Tensor, labels: Tensor, bounds: Tensor):
+        self.frames, self.labels = frames, labels
         count, _, height, width = frames.shape
         self.height, self.largest = height, round(LARGEST * width)
-        sample = labels[::max(count // CHUNK, 1)].cpu().float()  # medians on the CPU: CUDA's are not deterministic
-        blank = sample.transpose(0, 1).flatten(1).median(dim=1).values / 255
-        self.blank = blank.to(frames.device)  # (3,), beside the limbs
+        sample = labels[::max(count // CHUNK, 1)].float()
+        self.blank = sample.transpose(0, 1).flatten(1).median(dim=1).values / 255  # (3,), beside the limbs
         limbs = _chunks(lambda part: (to_float(part) - self.blank[:, None, None]).abs().amax(dim=1) > DISTINCT, labels)
         if not limbs.any():
             raise ValueError("the pose images show no limb")
         self.background = self._find_background(limbs)
         parts = [self._find_person(begin, limbs) for begin in range(0, count, CHUNK)]
         self.matte = torch.cat(parts)  # uint8 (N, H, W), 255 on the person
-        bounds = bounds.to(frames.device)
-        position = torch.arange(count, device=frames.device)
+        position = torch.arange(count)
         segment = torch.searchsorted(bounds, position, right=True) - 1
         starts = (position - bounds[segment]) % STRETCH == 0
         self.stretch = starts.cumsum(0) - 1  # (N,)
         self._check(limbs)
         self.lowest, self.highest = self._find_limits(limbs)
-        self.offsets = torch.zeros(count, dtype=torch.int64, device=frames.device)  # (N,), pixels to the right
 
     def __str__(self) -> str:
         return (f"the person is found at {self.found:.1%} of the limbs' pixels and covers {self.covered:.1%} of the "
@@ -73,10 +68,10 @@ class PersonShift:
             raise ValueError(f"the person never leaves {unseen:.0%} of the picture, whose background is never seen")
         rows = []
         for row in range(height):  # a row of all frames at once
-            pixels = self.frames[:, :, row].cpu().float()  # (N, 3, W)
-            hidden = (is_near[:, None, row] & (seen[row] >= 3)).cpu()
+            pixels = self.frames[:, :, row].float()  # (N, 3, W)
+            hidden = is_near[:, None, row] & (seen[row] >= 3)
             rows.append(pixels.masked_fill(hidden, math.nan).nanmedian(dim=0).values)
-        return (torch.stack(rows, dim=1) / 255).to(self.frames.device)
+        return torch.stack(rows, dim=1) / 255
 
     def _find_person(self, begin: int, limbs: Tensor) -> Tensor:
         limbs = limbs[begin:begin + CHUNK]
@@ -94,7 +89,7 @@ class PersonShift:
         self.found = (self.matte[limbs] > 127).float().mean().item()  # fraction of the limbs' pixels
         changed = _chunks(lambda part, matte: ((to_float(part) - self.background).abs().amax(dim=1) > 2 * DISTINCT)
                           & (matte == 0), self.frames, self.matte)
-        shares = torch.zeros(int(self.stretch[-1]) + 1, device=changed.device, dtype=torch.float64)
+        shares = torch.zeros(int(self.stretch[-1]) + 1, dtype=torch.float64)
         shares = shares.index_add(0, self.stretch, changed.flatten(1).double().mean(dim=1)) / self.stretch.bincount()
         if shares.max() > 0.2:
             begin = int((self.stretch == shares.argmax()).long().argmax())
@@ -107,46 +102,34 @@ class PersonShift:
     def _find_limits(self, limbs: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest and highest offset of each stretch, (S,) each."""
         touches = (self.matte > 127) | limbs  # (N, H, W)
-        none = torch.zeros(int(self.stretch[-1]) + 1, dtype=torch.int64, device=touches.device)
+        none = torch.zeros(int(self.stretch[-1]) + 1, dtype=torch.int64)
         left, right = (none.index_add(0, self.stretch, touches[:, :, column].any(dim=1).long()) > 0
                        for column in (0, -1))
         return torch.where(right, none, -self.largest), torch.where(left, none, self.largest)
 
-    def draw_offsets(self, epoch: int) -> None:
-        """Draw the offset of each stretch, which depends on seed and epoch only."""
-        count = len(self.lowest)
-        generator = torch.Generator().manual_seed(3 * 2**30 + 3 * self.seed + 1)  # as in utils.make_generators
-        which = (epoch + torch.arange(count)) // KEPT  # a few stretches have a new offset in each epoch
-        drawn = torch.rand(int(which[-1]) + 1, count, 2, generator=generator)  # later rounds do not change earlier ones
-        chosen, place = drawn[which, torch.arange(count)].T.to(self.lowest.device)
-        drawn = self.lowest + (place * (self.highest - self.lowest + 1)).long()
-        self.offsets = torch.where(chosen < self.fraction, drawn, 0)[self.stretch]
+    def draw_offsets(self, copies: int, seed: int) -> Tensor:
+        """An offset in pixels to the right for each frame of some shifted copies: (copies, N) int64, equal for the
+        frames of a stretch, uniform between its limits."""
+        generator = torch.Generator().manual_seed(3 * 2**30 + 3 * seed + 1)  # as in utils.make_generators
+        place = torch.rand(copies, len(self.lowest), generator=generator)
+        return (self.lowest + (place * (self.highest - self.lowest + 1)).long())[:, self.stretch]
 
-    def choose_offsets(self, index: Tensor) -> Tensor:
-        """The offset (B,) of each clip of the frames ``index`` (B, T): that of its last frame, as far as the stretches
-        of the others allow it."""
-        stretch = self.stretch[index]
-        lowest, highest = self.lowest[stretch].amax(dim=1), self.highest[stretch].amin(dim=1)
-        return torch.maximum(torch.minimum(self.offsets[index[:, -1]], highest), lowest)
-
-    def apply(self, frames: Tensor, labels: Tensor, index: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift clips.
-
-        Parameters
-        ----------
-        frames, labels : float (B, T, 3, H, W) in [0, 1]. index : (B, T), their positions in the recording.
-        offset : (B,), pixels to the right. Clips with 0 are returned bit for bit.
+    def apply(self, index: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The frames ``index`` (B,) and their pose images, shifted by ``offsets`` (B,) pixels to the right.
 
         Returns
         -------
-        (B, T, 3, H, W) each.
+        uint8 (B, 3, H, W) each. Those with offset 0 are equal to the recording's bit for bit.
         """
-        flat, offsets = index.flatten(), offset[:, None].expand_as(index).flatten()
-        frames, labels, shape = frames.flatten(0, 1), labels.flatten(0, 1), frames.shape
-        shifted = self._shift_frames(frames, self.matte[flat], offsets)
+        frames, labels = to_float(self.frames[index]), to_float(self.labels[index])
         poses = shift(labels, offsets, self.blank[:, None, None])
-        is_still = (offsets == 0)[:, None, None, None]
-        return torch.where(is_still, frames, shifted).view(shape), torch.where(is_still, labels, poses).view(shape)
+        return tuple((images * 255).round().to(torch.uint8)
+                     for images in (self._shift_frames(frames, self.matte[index], offsets), poses))
+
+    def copy(self, offsets: Tensor, progress: Callable[[Iterable], Iterable] = iter) -> tuple[Tensor, Tensor]:
+        """All frames and pose images, shifted by ``offsets`` (N,): uint8 (N, 3, H, W) each."""
+        parts = [self.apply(index, offsets[index]) for index in progress(torch.arange(len(offsets)).split(CHUNK))]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _shift_frames(self, frames: Tensor, matte: Tensor, offsets: Tensor) -> Tensor:
         moved = shift(to_float(matte)[:, None], offsets)
@@ -161,7 +144,7 @@ def shift(images: Tensor, offsets: Tensor, fill: Tensor | float | None = 0.0) ->
     """Move images (N, C, H, W) by ``offsets`` (N,) whole pixels to the right. ``fill`` enters at the edge; None: the
     pixels at the edge."""
     width = images.shape[-1]
-    source = torch.arange(width, device=images.device) - offsets[:, None]  # (N, W)
+    source = torch.arange(width) - offsets[:, None]  # (N, W)
     moved = images.gather(3, source.clamp(0, width - 1)[:, None, None].expand(images.shape))
     if fill is None:
         return moved

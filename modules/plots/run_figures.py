@@ -54,30 +54,23 @@ def draw_validation(evaluation: Evaluation, labels: Tensor, when: str, folder: P
     video.side_by_side_gif(evaluation.truth, evaluation.video, labels, folder / f"{prefix}val.gif")
 
 
-def draw_shifts(person_shift: PersonShift, labels: Tensor, path: Path, rows: int = 6) -> None:
-    """Draw how the person of a recording is found and shifted, for frames at equal distances.
-
-    Parameters
-    ----------
-    labels : uint8 (N, 3, H, W), the pose images of its frames.
-    """
+def draw_shifts(person_shift: PersonShift, path: Path, rows: int = 6) -> None:
+    """Draw how the person of a recording is found and shifted, for frames at equal distances."""
     from matplotlib.figure import Figure
-    index = torch.linspace(0, len(labels) - 1, rows + 2, device=labels.device).long()[1:-1]
+    index = torch.linspace(0, len(person_shift.frames) - 1, rows + 2).long()[1:-1]
     stretch = person_shift.stretch[index]
     lowest, highest = person_shift.lowest[stretch], person_shift.highest[stretch]
-    is_right = torch.arange(rows, device=index.device) % 2 == 0
+    is_right = torch.arange(rows) % 2 == 0
     offset = torch.where(is_right & (highest > 0), highest, torch.where(lowest < 0, lowest, highest))
-    frames, poses = person_shift.frames[index], labels[index]
-    moved, moved_poses = person_shift.apply(frames[:, None].float() / 255, poses[:, None].float() / 255,
-                                            index[:, None], offset)
-    matte = person_shift.matte[index, None].expand(-1, 3, -1, -1)
-    columns = {"frame": frames / 255, "pose": poses / 255, "person": matte / 255, "shifted": moved[:, 0],
-               "its pose": moved_poses[:, 0]}
-    height, width = frames.shape[-2:]
+    moved, moved_poses = person_shift.apply(index, offset)
+    columns = {"frame": person_shift.frames[index], "pose": person_shift.labels[index],
+               "person": person_shift.matte[index, None].expand(-1, 3, -1, -1), "shifted": moved,
+               "its pose": moved_poses}
+    height, width = moved.shape[-2:]
     figure = Figure(figsize=(10, 0.3 + 2 * rows * height / width), dpi=120, layout="constrained")
     for row, panels in enumerate(figure.subplots(rows, len(columns), squeeze=False)):
         for panel, (name, images) in zip(panels, columns.items(), strict=True):
-            panel.imshow(images[row].permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+            panel.imshow(images[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             panel.set_axis_off()
             if row == 0:
                 panel.set_title(name, fontsize=10)

@@ -249,13 +249,13 @@ def is_portable(purpose: str, generator: torch.Generator, device: str) -> bool:
 
 
 def _check_replay(replay: object, frame_size: list[int]) -> None:
-    _require(isinstance(replay, dict) and isinstance(is_known := replay.get("is_known"), Tensor)
-             and is_known.dim() == 1, "replay")
-    replay.setdefault("offsets", torch.zeros(len(is_known), dtype=torch.int64))  # runs of earlier versions have none
-    _require(replay.keys() == {"predictions", "is_known", "offsets", "checksum"}, "replay")
+    _require(isinstance(replay, dict), "replay")
+    replay.pop("offsets", None)  # which an earlier version stored
+    _require(replay.keys() == {"predictions", "is_known", "checksum"}, "replay")
+    is_known = replay["is_known"]
+    _require(isinstance(is_known, Tensor) and is_known.dim() == 1, "replay")
     frames = torch.empty((len(is_known), 3, *frame_size), dtype=torch.uint8, device="meta")
     _require(_fits(replay["predictions"], frames) and _fits(is_known, torch.empty(len(is_known), dtype=torch.bool))
-             and _fits(replay["offsets"], torch.empty(len(is_known), dtype=torch.int64))
              and _is_count(replay["checksum"], 0, 2**32), "replay")
 
 

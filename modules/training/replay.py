@@ -15,21 +15,19 @@ class Replay:
     Parameters
     ----------
     predictions : uint8 (N, 3, H, W), one per frame of the recording. is_known : bool (N,), which have been predicted.
-    offsets : int64 (N,), by how many pixels the person was shifted there.
     checksum : of the recording, which tells whether saved predictions belong to it.
     """
 
-    def __init__(self, predictions: Tensor, is_known: Tensor, offsets: Tensor, checksum: int = 0):
-        self.predictions, self.is_known, self.offsets, self.checksum = predictions, is_known, offsets, checksum
+    def __init__(self, predictions: Tensor, is_known: Tensor, checksum: int = 0):
+        self.predictions, self.is_known, self.checksum = predictions, is_known, checksum
 
     @classmethod
     def empty(cls, frames: Tensor, checksum: int = 0) -> "Replay":
         """No prediction yet of the frames uint8 (N, 3, H, W), on their device."""
-        is_known = torch.zeros(len(frames), dtype=torch.bool, device=frames.device)
-        return cls(torch.zeros_like(frames), is_known, torch.zeros_like(is_known, dtype=torch.int64), checksum)
+        return cls(torch.zeros_like(frames), torch.zeros(len(frames), dtype=torch.bool, device=frames.device), checksum)
 
     def to(self, device: torch.device) -> "Replay":
-        return Replay(self.predictions.to(device), self.is_known.to(device), self.offsets.to(device), self.checksum)
+        return Replay(self.predictions.to(device), self.is_known.to(device), self.checksum)
 
     def recall(self, index: Tensor, frames: Tensor, chosen: Tensor) -> Tensor:
         """Replace ``frames`` (B, 3, H, W) of the recording's ``index`` (B,) by their predictions where ``chosen``,
@@ -38,14 +36,13 @@ class Replay:
         return torch.where(known, self.predictions[index].to(frames.dtype) / 255, frames)
 
     @torch.no_grad()
-    def remember(self, index: Tensor, predictions: Tensor, is_kept: Tensor, offset: Tensor) -> None:
+    def remember(self, index: Tensor, predictions: Tensor, is_kept: Tensor) -> None:
         """Store predictions (B, T-1, 3, H, W) in [0, 1] of the frames ``index`` (B, T-1) where ``is_kept``, bool and
-        broadcast to (B, T-1), with the ``offset`` (B,) of their clip. No frame may occur twice."""
+        broadcast to (B, T-1). No frame may occur twice."""
         is_kept = is_kept.expand_as(index)
         rounded = (predictions.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
         self.predictions[index] = torch.where(is_kept[..., None, None, None], rounded, self.predictions[index])
         self.is_known[index] = self.is_known[index] | is_kept
-        self.offsets[index] = torch.where(is_kept, offset[:, None], self.offsets[index])
 
 
 def choose_first_frames(batch: object, any_first: float, replay: Replay | None, replayed: float, clips: int,
@@ -61,8 +58,7 @@ def choose_first_frames(batch: object, any_first: float, replay: Replay | None, 
 
     Returns
     -------
-    (S, 3, H, W). Cropped clips never begin with a prediction, nor others with that of their own first frame where the
-    person was shifted by another offset: it would jump.
+    (S, 3, H, W). Cropped clips never begin with a prediction.
     """
     index, first = batch.index[:, 0], batch.frames[:, 0]
     drawn = torch.rand(2, clips, generator=generator)[:, shard].to(first.device, non_blocking=True)
@@ -71,8 +67,5 @@ def choose_first_frames(batch: object, any_first: float, replay: Replay | None, 
         index = torch.where(is_any, batch.random_index, index)
         first = torch.where(is_any[:, None, None, None], batch.random_frame, first)
     if replay is not None:
-        fits = replay.offsets[index] == batch.offset
-        if any_first:
-            fits = fits | is_any
-        first = replay.recall(index, first, (drawn[1] < replayed) & batch.is_whole & fits)
+        first = replay.recall(index, first, (drawn[1] < replayed) & batch.is_whole)
     return first

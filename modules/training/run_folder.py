@@ -18,7 +18,7 @@ from utils import atomic_write, write_json
 MARKER, MARKER_TEXT = ".run", "The folder of a training run, whose files Trainer.py replaces.\n"
 # What a run writes, relative to its folder. Anything else there is the user's and is never deleted.
 RUN_FILES = re.compile(r"\.run|config\.json|(metrics|timing|psnr_best|psnr_epoch=\d+)\.csv|(last|best|epoch=\d+)\.ckpt|"
-                       r"events\.out\.tfevents\.\d+\..+|figures/(loss|teacher_forcing|shift_person|(test_)?psnr_per_frame)\.png|"
+                       r"events\.out\.tfevents\.\d+\..+|figures/(loss|teacher_forcing|shifted_copies|(test_)?psnr_per_frame)\.png|"
                        r"figures/(test_val|val|val_epoch=\d+)\.gif")
 
 

@@ -61,15 +61,15 @@ def test_given_flags_without_effect_get_one_line(flags, idle, capsys):
 class Loader(list):
     """Of batches."""
     starts = (0, 2, 4)
-    person_shift = None
 
 
-def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None, recording=7):
+def start_of(capsys, *flags, saved=(), epoch=0, progress=None, batches=1000, fast=None, recording=7, shift=None):
     """What a run prints when it starts with ``flags``, from a checkpoint of a run with the flags ``saved``, if any."""
     args, _ = parse(*flags)
     state = None if saved == () else {"flags": vars(parse(*saved)[0]), "network": {}, "recording": 7}
     run = SimpleNamespace(epoch=epoch, progress=progress, recording=recording, model=torch.nn.Linear(2, 3))
-    data = SimpleNamespace(loader=Loader(range(batches)), fast_loader=None if fast is None else Loader(range(fast)))
+    data = SimpleNamespace(loader=Loader(range(batches)), person_shift=shift,
+                           fast_loader=None if fast is None else Loader(range(fast)))
     announce_start(args, run, state, make_schedules(args)[2], data, "1 x cpu, run folder run")
     first, rest = capsys.readouterr().out.split("\n", 1)
     assert first == "3 clips, 9 parameters, 1 x cpu, run folder run"
@@ -89,6 +89,10 @@ def test_a_run_says_where_it_continues_and_which_of_its_flags_have_changed(saved
 
 def test_a_run_says_that_it_continues_on_other_frames(capsys):
     assert start_of(capsys, saved=[], epoch=2, recording=8) == "continuing from epoch 2; changed: the training frames\n"
+
+
+def test_a_run_says_how_well_the_person_was_found(capsys):
+    assert start_of(capsys, shift="nearly") == "--shifted_copies: nearly; figures/shifted_copies.png shows it\n"
 
 
 def test_a_run_that_continues_within_an_epoch_says_so(capsys):

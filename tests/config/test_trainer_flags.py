@@ -24,7 +24,7 @@ PROTOCOL = {"train_vi_len": 16, "val_vi_len": 630, "batch_size": 2, "num_epoch":
             "kl_anneal_type": "Cyclical", "kl_anneal_cycle": 10, "kl_anneal_ratio": 1.0, "kl_anneal_start": 0.0,
             "kl_anneal_stop": 1.0, "kl_reduction": "sum", "decoder_variance": "fixed", "l1": 0.0,
             "output": "linear", "ema": 0.0, "replay": 0.0, "any_first": 0.0, "crop_fraction": 0.0, "clip_stride": 0,
-            "shift_person": 0.0, "bptt": False, "match_histogram": "off", "reference_frame": False, "feed": "previous",
+            "shifted_copies": 0, "bptt": False, "match_histogram": "off", "reference_frame": False, "feed": "previous",
             "template_activations": False, "pose_levels": 0, "fast_train": False, "fast_partial": 0.4,
             "fast_train_epoch": 5, "clip_grad": 1.0, "val_every": 1, "val_latent": "prior"}
 

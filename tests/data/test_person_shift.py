@@ -53,14 +53,12 @@ def walk() -> SimpleNamespace:
     frames, labels = film(places)
     truth, poses = film(places + metres(7))
     return SimpleNamespace(frames=frames, labels=labels, truth=truth, poses=poses,
-                           shift=PersonShift(frames, labels, BOUNDS, 1.0))
+                           shift=PersonShift(frames, labels, BOUNDS))
 
 
 def apply(walk: SimpleNamespace, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index = torch.arange(FRAMES)[:, None]
-    moved, poses = walk.shift.apply(walk.frames[:, None] / 255, walk.labels[:, None] / 255, index,
-                                    torch.full((FRAMES,), offset))
-    return moved[:, 0], poses[:, 0]
+    moved, poses = walk.shift.apply(torch.arange(FRAMES), torch.full((FRAMES,), offset))
+    return moved / 255, poses / 255
 
 
 def test_a_shifted_person_looks_like_one_who_stands_there(walk):
@@ -72,14 +70,14 @@ def test_a_shifted_person_looks_like_one_who_stands_there(walk):
 def test_the_light_of_a_frame_is_kept(walk):
     light = torch.where(torch.arange(FRAMES) % 2 == 0, 1.0, 0.95)[:, None, None, None]
     frames, truth = ((images * light).to(torch.uint8) for images in (walk.frames, walk.truth))
-    flickering = SimpleNamespace(frames=frames, labels=walk.labels, shift=PersonShift(frames, walk.labels, BOUNDS, 1.0))
+    flickering = SimpleNamespace(frames=frames, labels=walk.labels, shift=PersonShift(frames, walk.labels, BOUNDS))
     assert psnr(apply(flickering, 7)[0], truth / 255).mean() > 33.2
 
 
 def test_the_background_is_seen_although_the_person_mostly_stands_before_it(walk):
     frames, labels = (torch.cat([images, images[:1].expand(3 * FRAMES, -1, -1, -1)])
                       for images in (walk.frames, walk.labels))
-    found = PersonShift(frames, labels, torch.tensor([0, 4 * FRAMES]), 1.0)
+    found = PersonShift(frames, labels, torch.tensor([0, 4 * FRAMES]))
     assert psnr(found.background, walk.shift.background) > 36
 
 
@@ -90,19 +88,31 @@ def test_where_the_person_stood_the_background_is_seen(walk):
 
 
 def test_the_picture_shows_six_frames_and_what_became_of_them(walk, tmp_path):
-    draw_shifts(walk.shift, walk.labels, tmp_path / "figures" / "shift_person.png")
-    picture = np.asarray(Image.open(tmp_path / "figures" / "shift_person.png").convert("L"))
+    draw_shifts(walk.shift, tmp_path / "figures" / "shifted_copies.png")
+    picture = np.asarray(Image.open(tmp_path / "figures" / "shifted_copies.png").convert("L"))
     is_blank = (picture > 250).all(axis=1)
     assert (is_blank[:-1] & ~is_blank[1:]).sum() in (6, 7)  # rows, and the titles
 
 
-def test_no_offset_changes_no_bit_and_a_clip_shares_its_offset(walk):
-    index = torch.tensor([[3, 4], [8, 9]])
-    frames, labels = walk.frames[index] / 255, walk.labels[index] / 255
-    moved, poses = walk.shift.apply(frames, labels, index, torch.tensor([0, 5]))
-    assert torch.equal(moved[0], frames[0]) and torch.equal(poses[0], labels[0])
-    alone = apply(walk, 5)[0][[8, 9]]
-    torch.testing.assert_close(moved[1], alone)
+def test_no_offset_changes_no_bit_and_each_frame_has_its_own(walk):
+    index = torch.tensor([3, 8, 9])
+    moved, poses = walk.shift.apply(index, torch.tensor([0, 5, -2]))
+    assert torch.equal(moved[0], walk.frames[3]) and torch.equal(poses[0], walk.labels[3])
+    for number, offset in ((1, 5), (2, -2)):
+        alone, alone_pose = apply(walk, offset)
+        assert torch.equal(moved[number] / 255, alone[index[number]])
+        assert torch.equal(poses[number] / 255, alone_pose[index[number]])
+
+
+def test_a_copy_is_made_of_its_parts(walk, monkeypatch):
+    offsets = torch.arange(FRAMES) % 5 - 2
+    whole = walk.shift.copy(offsets)
+    monkeypatch.setattr("modules.data.person_shift.CHUNK", 7)
+    seen = []
+    parts = walk.shift.copy(offsets, lambda chunks: seen.extend(chunks) or seen)
+    assert torch.equal(torch.cat(seen), torch.arange(FRAMES)) and len(seen) == 6
+    for found, expected, given in zip(parts, whole, (walk.frames, walk.labels), strict=True):
+        assert torch.equal(found, expected) and found.dtype == torch.uint8 and not torch.equal(found, given)
 
 
 def test_images_are_shifted_by_whole_pixels_and_filled_at_the_edge():
@@ -114,21 +124,11 @@ def test_images_are_shifted_by_whole_pixels_and_filled_at_the_edge():
 def test_a_person_who_touches_an_edge_is_only_moved_across_it():
     right = np.linspace(metres(-4), metres(27), FRAMES)
     frames, labels = film(right)
-    found = PersonShift(frames, labels, BOUNDS, 1.0)
+    found = PersonShift(frames, labels, BOUNDS)
     for mirrored, ends in ((False, (0, 12)), (True, (-12, 0))):
         given = [images.flip(-1) if mirrored else images for images in (frames, labels)]
-        found = PersonShift(*given, BOUNDS, 1.0)
+        found = PersonShift(*given, BOUNDS)
         assert (found.lowest.tolist(), found.highest.tolist()) == ([ends[0]], [ends[1]])
-
-
-def test_a_clip_has_the_offset_of_its_last_frame_within_the_limits_of_all(walk):
-    several = PersonShift(walk.frames.repeat(6, 1, 1, 1), walk.labels.repeat(6, 1, 1, 1), torch.tensor([0, 240]), 1.0)
-    several.offsets = torch.tensor([3, -9, 7])[several.stretch]
-    several.lowest[1:], several.highest[0] = torch.tensor([-12, -2]), 5
-    index = torch.tensor([[10, 11], [95, 96], [191, 192], [94, 193]])
-    assert several.choose_offsets(index).tolist() == [3, -9, 7, 5]
-    several.lowest[0] = -2
-    assert several.choose_offsets(index).tolist() == [3, -2, 7, 5]
 
 
 def test_a_second_scene_is_refused(walk):
@@ -136,24 +136,26 @@ def test_a_second_scene_is_refused(walk):
     frames = torch.cat([walk.frames] * 3 + [walk.frames.flip(-2)[:20]])
     labels = torch.cat([walk.labels] * 3 + [walk.labels[:20]])
     with pytest.raises(ValueError, match=r"after the first 120 frames: .* scene"):
-        PersonShift(frames, labels, torch.tensor([0, 120, 140]), 1.0)
+        PersonShift(frames, labels, torch.tensor([0, 120, 140]))
 
 
-def test_each_stretch_has_an_offset_that_depends_on_the_epoch_only(walk):
+def test_each_stretch_of_each_copy_has_an_offset_that_depends_on_the_seed_only(walk):
     count = 300
     several = PersonShift(walk.frames.repeat(8, 1, 1, 1)[:count], walk.labels.repeat(8, 1, 1, 1)[:count],
-                          torch.tensor([0, 20, count]), 0.5, seed=3)
+                          torch.tensor([0, 20, count]))
     assert several.stretch.bincount().tolist() == [20, 96, 96, 88]  # none crosses a cut
-    drawn = []
-    for epoch in [*range(800), 5]:
-        several.draw_offsets(epoch)
-        drawn.append(several.offsets[[0, 20, 120, 299]])
-        assert epoch > 9 or [len(several.offsets[several.stretch == number].unique()) for number in range(4)] == [1] * 4
-    drawn = torch.stack(drawn)
-    assert torch.equal(drawn[-1], drawn[5])  # nothing is remembered
-    changes = (drawn[:-1].diff(dim=0) != 0).nonzero()  # epochs and stretches
-    assert all((epoch + 1 + stretch) % 8 == 0 for epoch, stretch in changes.tolist()) and len(changes) > 200
-    assert 0.4 < (drawn != 0).float().mean() < 0.55 and drawn.min() == -12 and drawn.max() == 12
+    offsets = several.draw_offsets(500, 3)
+    assert offsets.shape == (500, count)
+    assert torch.equal(offsets, several.draw_offsets(500, 3))
+    assert not torch.equal(offsets, several.draw_offsets(500, 4))
+    drawn = offsets[:, [0, 20, 120, 299]]  # one frame of each stretch
+    assert torch.equal(offsets, drawn[:, several.stretch])
+    assert len(drawn.unique(dim=0)) > 490  # stretches and copies are independent
+    for column in drawn.T:  # uniform: 20 +- 4.4 of each
+        shares = torch.tensor([(column == offset).sum() for offset in range(-12, 13)])
+        assert shares.sum() == 500 and 5 < shares.min() and shares.max() < 40
+    several.lowest[1], several.highest[1] = 0, 2
+    assert several.draw_offsets(500, 3)[:, 20].unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("case, words", [
@@ -170,4 +172,4 @@ def test_a_recording_without_a_background_is_refused(case, words, walk):
     else:  # the limbs are not where the person is
         frames = frames[:1].expand(FRAMES, -1, -1, -1)
     with pytest.raises(ValueError, match=words):
-        PersonShift(frames, labels, BOUNDS, 1.0)
+        PersonShift(frames, labels, BOUNDS)

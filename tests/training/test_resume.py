@@ -49,13 +49,15 @@ def test_a_run_can_be_stopped_again_and_again(whole_run, data, tmp_path, no_figu
     kill_run.compare(tmp_path / "run", whole_run)
 
 
-def test_a_run_with_shifted_persons_can_be_stopped(own_data, tmp_path, no_figures):
-    """The offsets depend on the epoch only, and are stored with the predictions."""
-    data, flags = own_data, [*RUN, "--shift_person", 1, "--val_every", 3]
+def test_a_run_with_shifted_persons_can_be_stopped(own_data, tmp_path, no_figures, monkeypatch):
+    """The copies depend on the seed only."""
+    data, flags, drawn = own_data, [*RUN, "--shifted_copies", 1, "--val_every", 3], []
+    monkeypatch.setattr(Trainer, "draw_shifts", lambda person_shift, path: drawn.append(path))
     write_walk(data)
     train(data, tmp_path / "whole", *flags)
-    offsets = checkpoint.read(tmp_path / "whole" / "last.ckpt")["replay"]["offsets"]
-    assert len(offsets.unique()) > 1
+    assert drawn == [tmp_path / "whole" / "figures" / "shifted_copies.png"]
+    is_known = checkpoint.read(tmp_path / "whole" / "last.ckpt")["replay"]["is_known"]
+    assert len(is_known) == 48 and is_known[24:].sum() > 10  # also of the copy
     train_until(10, data, tmp_path / "run", *flags)  # within epoch 1
     train(data, tmp_path / "run", *flags, "--resume")
     kill_run.compare(tmp_path / "run", tmp_path / "whole")

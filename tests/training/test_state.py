@@ -97,6 +97,12 @@ def test_predictions_of_fewer_frames_under_the_same_checksum_are_refused(saved, 
     assert trainer.state.epoch == 0
 
 
+def test_the_offsets_that_an_earlier_version_stored_are_ignored(saved, data):
+    trainer = make_trainer(data, *RUN)
+    trainer.state.load_state_dict(saved | {"replay": saved["replay"] | {"offsets": torch.ones(TRAIN_FRAMES)}})
+    assert torch.equal(trainer.state.replay.predictions, saved["replay"]["predictions"])
+
+
 def test_predictions_of_other_frames_are_not_replayed(saved, data, own_data):
     write_pngs(own_data / "train" / "train_img", make_video(1, seed=9)[0], [TRAIN_FRAMES - 1])
     for root, flags, is_kept in ((data, [], True), (own_data, [], False), (data, ["--frame_W", 8], False)):
