@@ -401,7 +401,8 @@ def add_shifted_copies(recording: Recording, copies: int, seed: int) -> tuple[Re
     person_shift = PersonShift(recording.frames, recording.labels, segments(recording.numbers))
     parts = [(recording.frames, recording.labels)]
     for number, offsets in enumerate(person_shift.draw_offsets(copies, seed), start=1):
-        parts.append(person_shift.copy(offsets, partial(progress_bar, desc=f"shifted copy {number}/{copies}")))
+        bar = partial(progress_bar, desc=f"shifted copy {number}/{copies}", unit="part")
+        parts.append(person_shift.copy(offsets, bar))
     frames, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     period = recording.numbers[-1] - recording.numbers[0] + 2  # leaves a jump in the numbers between two copies
     numbers = recording.numbers + period * torch.arange(copies + 1)[:, None]
