@@ -99,7 +99,7 @@ class Trainer:
         self.guard = NonFiniteStepGuard(self.model, self.optimizer)
         self.generators = make_generators(args.seed, device)
         self.state = TrainingState(self.model, self.optimizer, self.generators, args.ema,
-                                   Replay.empty(data.frames, data.checksum) if args.replay else None,
+                                   Replay.empty(data.frames, data.replay_checksum) if args.replay else None,
                                    data.val.checksum(args.val_latent, args.seed, args.match_histogram), data.checksum)
         self.validation: tuple[int, Evaluation] | None = None  # the latest, with its epoch
         self.signals, self.drawing = StopSignals(), BackgroundDrawing()
@@ -397,6 +397,8 @@ def make_trainer(args: argparse.Namespace, state: dict | None, weights_only: boo
     if distributed.broadcast(data.checksum) != data.checksum:
         raise BadInput(f"--DR {args.DR}: these frames are not those of the main rank; give all machines the same "
                        "dataset")
+    if not distributed.is_main:
+        data.person_shift = None  # only the main rank draws it
     trainer = Trainer(args, data, device, distributed)
     if state is not None:
         with checkpoint_errors(Path(args.ckpt_path)):
@@ -416,6 +418,7 @@ def begin_run(trainer: Trainer, plan: RunPlan, saved: dict | None) -> None:
         draw_shifts(data.person_shift, plan.folder / "figures" / "shifted_copies.png")
     place = f"{trainer.distributed.world_size} x {trainer.device.type}, run folder {plan.folder}"
     announce_start(args, state, saved, trainer.learning_rate, data, place)
+    data.person_shift = None  # as large as the recording, and not needed any more
 
 
 def test(given: GivenFlags) -> None:

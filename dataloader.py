@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,41 +24,13 @@ from torch import Tensor
 from modules.data import image_file
 from modules.data.augmentation import crop, draw_windows, to_float
 from modules.data.frame_cache import FrameCache
-from modules.data.person_shift import PersonShift
+from modules.data.person_shift import PersonShift, add_shifted_copies
+from modules.data.recording import Recording, clip_starts, describe_frames, segments
 from utils import BadInput, as_bad_input, check_writable, progress_bar
 
 FRAME_NAME = re.compile(r"(?P<prefix>\D*)(?P<number>\d+)\.png", re.IGNORECASE)
 OTHER_IMAGE = re.compile(r".*\.(jpe?g|bmp|gif|tiff?|webp)", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
-
-
-@dataclass
-class Recording:
-    """Frames and pose images of a recording, in numeric order.
-
-    frames, labels : uint8 (N, 3, H, W); numbers : int64 (N,), strictly increasing.
-    """
-    frames: Tensor
-    labels: Tensor
-    numbers: Tensor
-
-    def __repr__(self) -> str:
-        return f"Recording({describe_frames(self.frames)})"
-
-    def head(self, count: int) -> "Recording":
-        """The first ``count`` frames."""
-        return Recording(self.frames[:count], self.labels[:count], self.numbers[:count])
-
-    def to(self, device: torch.device) -> "Recording":
-        """The recording with frames and labels on ``device``; the numbers stay on the CPU."""
-        return Recording(self.frames.to(device), self.labels.to(device), self.numbers)
-
-    def checksum(self, *settings: object) -> int:
-        """CRC-32 of shape, frames, labels, numbers and any settings: equal for equal datasets and settings."""
-        crc = zlib.crc32(repr((*self.frames.shape, *settings)).encode())
-        for part in (self.frames, self.labels, self.numbers):
-            crc = zlib.crc32(part.cpu().contiguous().numpy(), crc)
-        return crc
 
 
 @dataclass
@@ -72,10 +43,6 @@ class GivenSequence:
 
     def __repr__(self) -> str:
         return f"GivenSequence({self.name!r}, {describe_frames(self.labels)})"
-
-
-def describe_frames(frames: Tensor) -> str:
-    return f"{len(frames)} frames of {frames.shape[-2]} x {frames.shape[-1]}"
 
 
 def list_frames(folder: Path, flag: str = "--DR") -> dict[int, Path]:
@@ -258,34 +225,6 @@ def natural_order(name: str) -> tuple[list, str]:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)], name
 
 
-def segments(numbers: Tensor) -> Tensor:
-    """Bounds of the segments, which the jumps in the numbers (N,) separate: segment i is bounds[i]..bounds[i + 1] - 1.
-
-    Returns
-    -------
-    (segments + 1,) int64, from 0 to N.
-    """
-    cuts = (numbers.diff() != 1).nonzero().flatten() + 1
-    return torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(numbers))])
-
-
-def clip_starts(numbers: Tensor, length: int, stride: int) -> Tensor:
-    """Positions at which clips of ``length`` frames start, such that no clip crosses a jump in the numbers.
-
-    Parameters
-    ----------
-    numbers : (N,) int, strictly increasing.
-    length : frames per clip. stride : frames between clip starts, counted from the start of each segment.
-
-    Returns
-    -------
-    (clips,) int64, each in 0..N - length.
-    """
-    bounds = segments(numbers).tolist()
-    return torch.cat([torch.arange(begin, max(end - length + 1, begin), stride)
-                      for begin, end in zip(bounds[:-1], bounds[1:], strict=True)])
-
-
 class Clips(NamedTuple):
     """A batch of training clips, or the shard of one that a process trains on."""
     frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
@@ -375,8 +314,9 @@ class Data:
     val: Recording  # uint8
     pose_sample: Tensor  # float (P, 3, H, W), some of the training poses, for BatchNorm's statistics
     frames: Tensor  # uint8 (N, 3, H, W), all training frames
-    checksum: int  # of the training recording and its shifted copies
-    person_shift: PersonShift | None = None  # which made the copies, if any
+    checksum: int  # of the training recording
+    replay_checksum: int  # of the recording and of the flags that determine its shifted copies
+    person_shift: PersonShift | None = None  # the source of the shifted copies
 
     def __repr__(self) -> str:
         return f"Data(training on {len(self.loader.starts)} clips of {describe_frames(self.frames)}, val={self.val})"
@@ -386,27 +326,6 @@ class Data:
         return {"train_frames": len(self.loader.frames), "train_segments": len(self.loader.segment_begin.unique()),
                 "clips": len(self.loader.starts), "val_frames": len(self.val.frames),
                 "frame_size": list(self.frames.shape[-2:]), "checksum": self.checksum}
-
-
-def add_shifted_copies(recording: Recording, copies: int, seed: int) -> tuple[Recording, PersonShift]:
-    """A recording, on the CPU, followed by copies of it in which the person is shifted.
-
-    Copies whose offsets never change, rather than offsets that are drawn anew: with replay, each clip of a copy
-    continues from the predictions of the same copy.
-
-    Raises
-    ------
-    ValueError : the person cannot be told from the background.
-    """
-    person_shift = PersonShift(recording.frames, recording.labels, segments(recording.numbers))
-    parts = [(recording.frames, recording.labels)]
-    for number, offsets in enumerate(person_shift.draw_offsets(copies, seed), start=1):
-        bar = partial(progress_bar, desc=f"shifted copy {number}/{copies}", unit="part")
-        parts.append(person_shift.copy(offsets, bar))
-    frames, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    period = recording.numbers[-1] - recording.numbers[0] + 2  # leaves a jump in the numbers between two copies
-    numbers = recording.numbers + period * torch.arange(copies + 1)[:, None]
-    return Recording(frames, labels, numbers.flatten()), person_shift
 
 
 def load_validation(args: argparse.Namespace, device: torch.device) -> Recording:
@@ -428,15 +347,17 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
     cache = FrameCache(root, args.cache_dir) if args.cache else None
     train = read_recording(root, "train", args.frame_H, args.frame_W, args.num_workers, cache)
     checksum, person_shift = train.checksum(), None
+    replay_checksum = checksum
     used, used_fast = (int(fraction * len(train.numbers) + 1e-9)  # 0.29 * 100 is 28.999... in floats
                        for fraction in (args.partial, args.fast_partial))
     if args.shifted_copies and used:  # no frame at all is refused below
-        checksum = train.checksum(args.shifted_copies, args.seed, args.partial)
+        settings = repr((args.shifted_copies, args.seed, args.partial))
+        replay_checksum = zlib.crc32(settings.encode(), checksum)
         try:
             train, person_shift = add_shifted_copies(train.head(used), args.shifted_copies, args.seed)
         except ValueError as error:
-            raise BadInput(f"--shifted_copies, --DR {root}, --partial {args.partial:g}: {error}; leave the flag out, "
-                           "or use other frames") from error
+            raise BadInput(f"--shifted_copies {args.shifted_copies}, --DR {root}, --partial {args.partial:g}: {error}; "
+                           "use --shifted_copies 0, or other frames") from error
         used = len(train.numbers)
     train = train.to(device)
     # With replay a clip begins with the frame that the previous clip predicts last.
@@ -451,4 +372,4 @@ def load_data(args: argparse.Namespace, device: torch.device) -> Data:
     loader = make_loader(used, "partial")
     fast_loader = make_loader(used_fast, "fast_partial") if args.fast_train else None
     pose_sample = to_float(loader.labels[::max(len(loader.labels) // POSES_FOR_STATISTICS, 1)])
-    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum, person_shift)
+    return Data(loader, fast_loader, val, pose_sample, train.frames, checksum, replay_checksum, person_shift)

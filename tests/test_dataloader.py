@@ -295,15 +295,17 @@ def load(data: Path, *flags: object) -> dataloader.Data:
 
 def test_shifted_copies_follow_the_recording_and_no_clip_crosses_into_another(own_data):
     write_walk(own_data)  # frames 0..11 and 20..31
-    plain, shifted, again, other = (load(own_data, "--train_vi_len", 5, *flags) for flags in (
-        [], ["--shifted_copies", 2], ["--shifted_copies", 2], ["--shifted_copies", 2, "--seed", 1]))
+    plain, shifted, again, other, fewer, part = (load(own_data, "--train_vi_len", 5, *flags) for flags in (
+        [], ["--shifted_copies", 2], ["--shifted_copies", 2], ["--shifted_copies", 2, "--seed", 1],
+        ["--shifted_copies", 1], ["--shifted_copies", 2, "--partial", 0.9]))
     assert torch.equal(shifted.frames[:24], plain.frames) and len(shifted.frames) == 72
     assert not torch.equal(shifted.frames[24:48], plain.frames)
     assert not torch.equal(shifted.frames[24:48], shifted.frames[48:])
     assert shifted.loader.starts.tolist() == [copy + start for copy in (0, 24, 48) for start in plain.loader.starts]
-    assert torch.equal(again.frames, shifted.frames) and again.checksum == shifted.checksum
+    assert torch.equal(again.frames, shifted.frames) and again.replay_checksum == shifted.replay_checksum
     assert not torch.equal(other.frames, shifted.frames)
-    assert len({plain.checksum, shifted.checksum, other.checksum}) == 3
+    assert len({data.replay_checksum for data in (plain, shifted, other, fewer, part)}) == 5
+    assert plain.replay_checksum == plain.checksum == shifted.facts()["checksum"]  # which identifies the dataset
 
 
 def test_the_shifted_frames_and_poses_are_those_of_the_person_shift(own_data):

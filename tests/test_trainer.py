@@ -138,13 +138,13 @@ def test_best_is_the_epoch_with_the_highest_psnr(whole_run):
 
 def test_the_first_line_names_the_recipe_also_when_the_run_is_resumed(data, tmp_path, no_figures, capsys):
     run = tmp_path / "run"
-    for flags in (["--recipe", "best_small", "--num_epoch", 1, "--num_workers", 0, "--gpu", 4],
+    for flags in (["--recipe", "best", "--num_epoch", 1, "--num_workers", 0, "--gpu", 4],
                   ["--resume", "--num_epoch", 2]):
         train(data, run, *flags)
         out, err = capsys.readouterr()
-        assert out.startswith("recipe best_small") and ("torchrun" in err) == ("--gpu" in flags)
+        assert out.startswith("recipe best: ") and ("torchrun" in err) == ("--gpu" in flags)
     config = json.loads((run / "config.json").read_text())
-    assert config["flags"]["recipe"] == "best_small" and config["flags"]["replay"] == 0.95
+    assert config["flags"]["recipe"] == "best" and config["flags"]["replay"] == 0.95
     assert [call["flags"]["num_epoch"] for call in (*config["before"], config)] == [1, 2]
 
 
@@ -314,9 +314,9 @@ def test_too_small_a_fraction_of_the_frames_is_refused_with_its_flag(flags, data
 
 
 @pytest.mark.parametrize("flags, words", [
-    ([], "--shifted_copies.*never leaves.*leave the flag out"),
+    ([], "--shifted_copies 1, .*never leaves.*use --shifted_copies 0"),
     (["--partial", 0.01], "--partial 0.01, .*0 frames in use"),
-    (["--fast_train", "--fast_partial", 0.5, "--partial", 0.2], "--fast_partial 0.5.*at most --partial, 0.2")], ids=str)
+    (["--fast_train", "--fast_partial", 0.5, "--partial", 0.2], "--fast_partial 0.5 .*--partial .0.2.")], ids=str)
 def test_shifted_copies_that_cannot_be_made_are_refused(flags, words, data, tmp_path, refused):
     message = refused("Trainer.py", *TINY, "--DR", data, "--save_root", tmp_path / "run", "--shifted_copies", 1, *flags,
                       untouched=tmp_path)

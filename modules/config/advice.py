@@ -6,7 +6,8 @@ from pathlib import Path
 from modules.schedulers import LearningRate
 
 MEMORY_ADVICE = ("continue with --resume and a smaller --batch_size or --train_vi_len, --no-bptt, --precision bf16 or "
-                 "--device cpu, or start again with a smaller --F_dim, --D_out_dim, --frame_H, --frame_W or --partial")
+                 "--device cpu, or start again with a smaller --F_dim, --D_out_dim, --frame_H, --frame_W, --partial or "
+                 "--shifted_copies")
 
 
 FEW_UPDATES, ENOUGH_UPDATES = 300, 760  # of the results in the README, those after 760 updates are the earliest

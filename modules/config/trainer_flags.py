@@ -72,8 +72,9 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
                             "half of each side, resized back)")
     group.add_argument("--shifted_copies", type=number(int, 0, 100), default=0,
                        help="add this many copies of the training frames in which the person and its pose are moved "
-                            "sideways, each 96 frames by another offset, in front of the recording's background; the "
-                            "camera must stand still (figures/shifted_copies.png shows the result)")
+                            "sideways, each stretch of 96 frames by its own offset, in front of the recording's "
+                            "background; the camera must stand still (figures/shifted_copies.png shows what is found "
+                            "and the largest offsets). Fast epochs use none")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup) -> None:
@@ -263,8 +264,8 @@ def check_strategies(args: argparse.Namespace) -> None:
         raise BadInput(f"--replay {args.replay:g} and --clip_stride {args.clip_stride}: each clip must begin with the "
                        "last frame of the previous clip; use --clip_stride 0 or --replay 0")
     if args.shifted_copies and args.fast_train and args.fast_partial > args.partial:
-        raise BadInput(f"--shifted_copies {args.shifted_copies} and --fast_partial {args.fast_partial:g}: the fast "
-                       f"epochs use a part of the frames that are copied; use at most --partial, {args.partial:g}")
+        raise BadInput(f"--fast_partial {args.fast_partial:g} with --shifted_copies {args.shifted_copies}: use at most "
+                       f"that of --partial ({args.partial:g})")
     if 2**args.pose_levels > min(args.frame_H, args.frame_W):
         most = min(args.frame_H, args.frame_W).bit_length() - 1
         raise BadInput(f"--pose_levels {args.pose_levels}: each level halves the frames, which have "

@@ -1,14 +1,15 @@
 """Shift augmentation: the person of a recording by a still camera, moved sideways in front of its background."""
 import math
-from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from modules.data.augmentation import to_float
+from modules.data.recording import Recording, segments
+from utils import progress_bar
 
-STRETCH = 96  # consecutive frames that are shifted alike: a rollout of many steps sees no jump
+STRETCH = 96  # consecutive frames that are shifted alike: few clips see the person jump
 LARGEST = 3 / 16  # of the width of a frame
 # Sizes in frame heights, differences of pixels in [0, 1].
 REACH = 1 / 4  # of the body around the limbs of the pose image
@@ -28,7 +29,7 @@ class PersonShift:
     Parameters
     ----------
     frames, labels : uint8 (N, 3, H, W), of a recording, on the CPU.
-    bounds : (segments + 1,) int64, from ``segments`` of dataloader.py.
+    bounds : (segments + 1,) int64, from ``segments``.
 
     Raises
     ------
@@ -53,10 +54,14 @@ class PersonShift:
         self.stretch = starts.cumsum(0) - 1  # (N,)
         self._check(limbs)
         self.lowest, self.highest = self._find_limits(limbs)
+        if torch.equal(self.lowest, self.highest):
+            raise ValueError(f"the person touches both sides of the picture in each stretch of {STRETCH} frames, and "
+                             "cannot be moved")
 
     def __str__(self) -> str:
-        return (f"the person is found at {self.found:.1%} of the limbs' pixels and covers {self.covered:.1%} of the "
-                "picture")
+        movable = (self.lowest != self.highest)[self.stretch].float().mean()
+        return (f"the person is found at {self.found:.1%} of the limbs' pixels, covers {self.covered:.1%} of the "
+                f"picture and can be moved in {movable:.1%} of the frames")
 
     def _find_background(self, limbs: Tensor) -> Tensor:
         """(3, H, W) in [0, 1]."""
@@ -108,8 +113,8 @@ class PersonShift:
         return torch.where(right, none, -self.largest), torch.where(left, none, self.largest)
 
     def draw_offsets(self, copies: int, seed: int) -> Tensor:
-        """An offset in pixels to the right for each frame of some shifted copies: (copies, N) int64, equal for the
-        frames of a stretch, uniform between its limits."""
+        """An offset in pixels to the right for each frame of each copy: (copies, N) int64, equal for the frames of a
+        stretch, uniform between its limits."""
         generator = torch.Generator().manual_seed(3 * 2**30 + 3 * seed + 1)  # as in utils.make_generators
         place = torch.rand(copies, len(self.lowest), generator=generator)
         return (self.lowest + (place * (self.highest - self.lowest + 1)).long())[:, self.stretch]
@@ -126,11 +131,6 @@ class PersonShift:
         return tuple((images * 255).round().to(torch.uint8)
                      for images in (self._shift_frames(frames, self.matte[index], offsets), poses))
 
-    def copy(self, offsets: Tensor, progress: Callable[[Iterable], Iterable] = iter) -> tuple[Tensor, Tensor]:
-        """All frames and pose images, shifted by ``offsets`` (N,): uint8 (N, 3, H, W) each."""
-        parts = [self.apply(index, offsets[index]) for index in progress(torch.arange(len(offsets)).split(CHUNK))]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
     def _shift_frames(self, frames: Tensor, matte: Tensor, offsets: Tensor) -> Tensor:
         moved = shift(to_float(matte)[:, None], offsets)
         # The person's shadow and its reflections on walls and floor are too soft for a matte. They move as what they
@@ -138,6 +138,32 @@ class PersonShift:
         background = self.background.clamp(min=DISTINCT)
         light = shift(frames / background, offsets, None)
         return (moved * shift(frames, offsets) + (1 - moved) * background * light).clamp(0, 1)
+
+
+def add_shifted_copies(recording: Recording, copies: int, seed: int) -> tuple[Recording, PersonShift]:
+    """A recording, on the CPU, followed by copies of it in which the person is shifted.
+
+    The offsets of a copy are fixed. With replay, each clip of a copy then continues from the predictions of the same
+    copy. Where one stretch of a copy ends and the next begins, the person jumps: no cut is made there, so that rollouts
+    can be longer than a stretch.
+
+    Raises
+    ------
+    ValueError : the person cannot be told from the background, or cannot be moved.
+    """
+    person_shift = PersonShift(recording.frames, recording.labels, segments(recording.numbers))
+    count = len(recording.frames)
+    frames, labels = (images.new_empty((copies + 1) * count, *images.shape[1:])
+                      for images in (recording.frames, recording.labels))
+    frames[:count], labels[:count] = recording.frames, recording.labels
+    parts = [(number, part) for number in range(copies) for part in torch.arange(count).split(32)]
+    offsets = person_shift.draw_offsets(copies, seed)
+    for number, part in progress_bar(parts, "shifting the person", unit="part"):
+        place = (number + 1) * count + part
+        frames[place], labels[place] = person_shift.apply(part, offsets[number, part])
+    period = recording.numbers[-1] - recording.numbers[0] + 2  # leaves a jump in the numbers between two copies
+    numbers = recording.numbers + period * torch.arange(copies + 1)[:, None]
+    return Recording(frames, labels, numbers.flatten()), person_shift
 
 
 def shift(images: Tensor, offsets: Tensor, fill: Tensor | float | None = 0.0) -> Tensor:

@@ -250,13 +250,16 @@ def is_portable(purpose: str, generator: torch.Generator, device: str) -> bool:
 
 def _check_replay(replay: object, frame_size: list[int]) -> None:
     _require(isinstance(replay, dict), "replay")
-    replay.pop("offsets", None)  # which an earlier version stored
+    offsets = replay.pop("offsets", None)  # stored by earlier versions, which shifted the person in some predictions
     _require(replay.keys() == {"predictions", "is_known", "checksum"}, "replay")
     is_known = replay["is_known"]
     _require(isinstance(is_known, Tensor) and is_known.dim() == 1, "replay")
     frames = torch.empty((len(is_known), 3, *frame_size), dtype=torch.uint8, device="meta")
     _require(_fits(replay["predictions"], frames) and _fits(is_known, torch.empty(len(is_known), dtype=torch.bool))
              and _is_count(replay["checksum"], 0, 2**32), "replay")
+    if offsets is not None:
+        _require(_fits(offsets, torch.empty(len(is_known), dtype=torch.int64)), "replay")
+        replay["is_known"] = is_known & (offsets == 0)
 
 
 def _check_progress(progress: object) -> None:

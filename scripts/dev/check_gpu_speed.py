@@ -113,7 +113,8 @@ def make_trainer(report: Report, clips: int, length: int, precision: str) -> Tra
     recording = Recording(pixels, pixels.flip(0), torch.arange(count))
     loader = ClipLoader(recording, length, length - (args.replay > 0), clips)
     return Trainer.Trainer(args, Data(loader=loader, fast_loader=None, val=recording.head(2),
-                                      pose_sample=to_float(recording.labels[:2]), frames=recording.frames, checksum=0),
+                                      pose_sample=to_float(recording.labels[:2]), frames=recording.frames, checksum=0,
+                                      replay_checksum=0),
                            report.device)
 
 

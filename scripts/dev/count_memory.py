@@ -37,7 +37,8 @@ def count(flags: list[str]) -> int:
     recording = Recording(pixels, pixels, torch.arange(frames))
     loader = ClipLoader(recording, args.train_vi_len, args.train_vi_len, args.batch_size)
     trainer = Trainer.Trainer(args, Data(loader=loader, fast_loader=None, val=recording.head(2),
-                                         pose_sample=to_float(pixels[:2]), frames=pixels, checksum=0),
+                                         pose_sample=to_float(pixels[:2]), frames=pixels, checksum=0,
+                                         replay_checksum=0),
                               torch.device("cpu"))
     trainer.model.two_passes = True
     batch, = loader.batches(torch.arange(args.batch_size), slice, trainer.generators["crop"],

@@ -104,17 +104,6 @@ def test_no_offset_changes_no_bit_and_each_frame_has_its_own(walk):
         assert torch.equal(poses[number] / 255, alone_pose[index[number]])
 
 
-def test_a_copy_is_made_of_its_parts(walk, monkeypatch):
-    offsets = torch.arange(FRAMES) % 5 - 2
-    whole = walk.shift.copy(offsets)
-    monkeypatch.setattr("modules.data.person_shift.CHUNK", 7)
-    seen = []
-    parts = walk.shift.copy(offsets, lambda chunks: seen.extend(chunks) or seen)
-    assert torch.equal(torch.cat(seen), torch.arange(FRAMES)) and len(seen) == 6
-    for found, expected, given in zip(parts, whole, (walk.frames, walk.labels), strict=True):
-        assert torch.equal(found, expected) and found.dtype == torch.uint8 and not torch.equal(found, given)
-
-
 def test_images_are_shifted_by_whole_pixels_and_filled_at_the_edge():
     images = torch.arange(8.0).view(2, 1, 1, 4)
     assert shift(images, torch.tensor([1, -2]), 9.0).view(2, 4).tolist() == [[9, 0, 1, 2], [6, 7, 9, 9]]
@@ -129,6 +118,14 @@ def test_a_person_who_touches_an_edge_is_only_moved_across_it():
         given = [images.flip(-1) if mirrored else images for images in (frames, labels)]
         found = PersonShift(*given, BOUNDS)
         assert (found.lowest.tolist(), found.highest.tolist()) == ([ends[0]], [ends[1]])
+
+
+def test_a_person_who_always_touches_both_edges_is_not_moved(walk):
+    """Otherwise the copies would be copies."""
+    frames, labels = film(np.linspace(metres(-31), metres(31), FRAMES))
+    with pytest.raises(ValueError, match="touches both sides"):
+        PersonShift(frames, labels, BOUNDS)
+    assert str(walk.shift).endswith("can be moved in 100.0% of the frames")
 
 
 def test_a_second_scene_is_refused(walk):

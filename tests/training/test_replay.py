@@ -11,7 +11,7 @@ INDEX = torch.tensor([[1, 2, 3], [5, 6, 7]])
 
 
 def empty_replay() -> Replay:
-    return Replay(torch.zeros(10, 3, 4, 5, dtype=torch.uint8), torch.zeros(10, dtype=torch.bool), 0)
+    return Replay.empty(torch.zeros(10, 3, 4, 5, dtype=torch.uint8))
 
 
 def recall_all(replay: Replay, real: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_a_run_can_be_stopped_again_and_again(whole_run, data, tmp_path, no_figu
     kill_run.compare(tmp_path / "run", whole_run)
 
 
-def test_a_run_with_shifted_persons_can_be_stopped(own_data, tmp_path, no_figures, monkeypatch):
+def test_a_run_with_shifted_copies_can_be_stopped(own_data, tmp_path, no_figures, monkeypatch):
     """The copies depend on the seed only."""
     data, flags, drawn = own_data, [*RUN, "--shifted_copies", 1, "--val_every", 3], []
     monkeypatch.setattr(Trainer, "draw_shifts", lambda person_shift, path: drawn.append(path))

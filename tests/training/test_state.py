@@ -97,10 +97,13 @@ def test_predictions_of_fewer_frames_under_the_same_checksum_are_refused(saved, 
     assert trainer.state.epoch == 0
 
 
-def test_the_offsets_that_an_earlier_version_stored_are_ignored(saved, data):
-    trainer = make_trainer(data, *RUN)
-    trainer.state.load_state_dict(saved | {"replay": saved["replay"] | {"offsets": torch.ones(TRAIN_FRAMES)}})
-    assert torch.equal(trainer.state.replay.predictions, saved["replay"]["predictions"])
+def test_predictions_with_a_shifted_person_of_an_earlier_version_are_not_replayed(saved, data):
+    trainer, offsets = make_trainer(data, *RUN), torch.arange(TRAIN_FRAMES) % 3
+    trainer.state.load_state_dict(saved | {"replay": saved["replay"] | {"offsets": offsets}})
+    assert torch.equal(trainer.state.replay.is_known, saved["replay"]["is_known"] & (offsets == 0))
+    assert trainer.state.replay.is_known.any()
+    with pytest.raises(ValueError, match="replay"):
+        trainer.state.load_state_dict(saved | {"replay": saved["replay"] | {"offsets": offsets[1:]}})
 
 
 def test_predictions_of_other_frames_are_not_replayed(saved, data, own_data):
