@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from conftest import TRAIN_FRAMES, make_video, write_pngs
+from conftest import TRAIN_FRAMES, make_video, write_pngs, write_walk
 from kill_run import same
 from modules.training import checkpoint
 from modules.training.progress import EpochProgress, EpochSums
@@ -113,6 +113,17 @@ def test_predictions_of_other_frames_are_not_replayed(saved, data, own_data):
         trainer.state.load_state_dict(saved)
         assert bool(trainer.state.replay.is_known.any()) == is_kept
         assert trainer.state.replay.predictions.shape == trainer.data.frames.shape
+
+
+def test_predictions_of_other_shifted_copies_are_not_replayed(own_data):
+    write_walk(own_data)
+    trainer = make_trainer(own_data, *RUN, "--shifted_copies", 1)
+    trainer.state.replay.is_known[30] = True
+    saved = copy.deepcopy(trainer.state_dict(with_replay=True))
+    for flags, is_kept in (([1], True), ([2], False), ([0], False), ([1, "--seed", 5], False)):
+        other = make_trainer(own_data, *RUN, "--shifted_copies", *flags)
+        other.state.load_state_dict(copy.deepcopy(saved))
+        assert bool(other.state.replay.is_known.any()) == is_kept
 
 
 def test_a_best_score_is_kept_only_for_the_validation_that_measured_it(saved, data, own_data, capsys):
