@@ -47,6 +47,7 @@ class MetricLog:
         """Show a picture (3, H, W), uint8, in TensorBoard."""
         with self._named_errors():
             self.board.add_image("val/truth_prediction_pose", picture, epoch)
+            self.board.flush()  # the last picture of a run comes after its last ``write``
 
     def write(self) -> None:
         write_table(self.folder / "metrics.csv", METRICS, self.metrics)
